@@ -1,0 +1,64 @@
+"""What the compiler makes of `gae`: one loop, however it is batched."""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gae_jax import gae
+
+T, N = 16, 32
+SHAPES = (jax.ShapeDtypeStruct((T, N), jnp.float32),) * 2 + (jax.ShapeDtypeStruct((T, N), jnp.bool_),) * 2
+FINAL = jax.ShapeDtypeStruct((N,), jnp.float32)
+
+
+def call(rewards, values, terminated, truncated, bootstrap_value):
+    return gae(rewards, values, terminated, truncated, gamma=0.9, lambda_=0.8, bootstrap_value=bootstrap_value)
+
+
+def compiled(fn):
+    return jax.jit(fn).lower(*SHAPES, FINAL).compile()
+
+
+def opcodes(executable):
+    """How often each instruction occurs in the optimised program."""
+    return collections.Counter(re.findall(r"^ .* = .*? ([a-z][a-z-]*)\(", executable.as_text(), re.MULTILINE))
+
+
+def one_by_one(rewards, values, terminated, truncated, bootstrap_value):
+    """The counterexample: a loop a worker."""
+    outputs = [
+        call(rewards[:, i], values[:, i], terminated[:, i], truncated[:, i], bootstrap_value[i]) for i in range(N)
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x, 1), *outputs)
+
+
+over_workers = jax.vmap(call, in_axes=(1, 1, 1, 1, 0), out_axes=1)
+
+
+def test_single_trajectories_vmapped_are_the_batched_call():
+    vmapped, batched = compiled(over_workers), compiled(call)
+    assert opcodes(vmapped)["while"] == opcodes(batched)["while"] == 1
+    assert opcodes(vmapped) == opcodes(batched)
+    assert vmapped.cost_analysis() == batched.cost_analysis()
+    assert vmapped.memory_analysis().temp_size_in_bytes == batched.memory_analysis().temp_size_in_bytes
+
+
+def test_the_count_can_tell():
+    assert opcodes(compiled(one_by_one))["while"] == N
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (3, 5), (2, 3, 5)])
+def test_one_loop_for_any_batch_axes_and_no_transposition(batch):
+    shapes = [jax.ShapeDtypeStruct((T, *batch), x.dtype) for x in SHAPES]
+    executable = jax.jit(call).lower(*shapes, jax.ShapeDtypeStruct(batch, jnp.float32)).compile()
+    assert opcodes(executable)["while"] == 1
+    assert "transpose" not in opcodes(executable)
+
+
+def test_the_gradient_is_two_loops():
+    """Once forward for what the derivative needs, once back: no loop inside a loop."""
+    executable = compiled(jax.grad(lambda *arrays: jnp.sum(call(*arrays).advantages ** 2), argnums=(0, 1)))
+    assert opcodes(executable)["while"] == 2

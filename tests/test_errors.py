@@ -1,0 +1,165 @@
+"""Bad input is refused while tracing, in words that name the argument and say what was got and what was wanted."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gae_jax import GAE, gae
+
+T, N = 5, 3
+GOOD = {
+    "rewards": np.zeros((T, N), np.float32),
+    "values": np.zeros((T + 1, N), np.float32),
+    "terminated": np.zeros((T, N), bool),
+    "gamma": 0.99,
+    "lambda_": 0.95,
+}
+SPLIT = GOOD | {"values": np.zeros((T, N), np.float32), "bootstrap_value": np.zeros(N, np.float32)}
+
+
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+SHAPES = [
+    (
+        {"terminated": zeros(N, T)},
+        r"`terminated` must have shape \(5, 3\).* got \(3, 5\)\. Time and batch look swapped",
+    ),
+    ({"terminated": zeros(T + 1, N)}, r"`terminated` must have shape \(5, 3\).* got \(6, 3\)\. It has a row too many"),
+    ({"terminated": zeros(T)}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(5,\)"),
+    ({"terminated": zeros(1, N)}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(1, 3\)"),
+    ({"terminated": False}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(\)"),
+    ({"truncated": zeros(T, 1)}, r"`truncated` must have shape \(5, 3\), that of `rewards`; got \(5, 1\)"),
+    ({"truncated": zeros(N, T)}, r"`truncated` .* Time and batch look swapped"),
+    ({"final_values": zeros(T + 1, N)}, r"`final_values` must have shape \(5, 3\).* It has a row too many"),
+    (
+        {"values": zeros(T, N)},
+        r"`values` must have shape \(6, 3\).* got \(5, 3\)\. Append V\(s_T\).* or pass `bootstrap_value`",
+    ),
+    ({"values": zeros(N, T + 1)}, r"`values` must have shape \(6, 3\).* got \(3, 6\)\. Time and batch look swapped"),
+    (
+        {"values": zeros(T, N + 1)},
+        r"`values` must have shape \(6, 3\).* got \(5, 4\)\. Time and batch look swapped.*time_axis=1",
+    ),
+    (
+        {"values": zeros(2, N)},
+        r"`values` must have shape \(6, 3\), that of `rewards` with T \+ 1 rows of time; got \(2, 3\)",
+    ),
+    ({"rewards": zeros()}, r"`rewards` must have an axis of time, shape \[T, \*B\]; got a scalar, shape \(\)"),
+    ({"rewards": zeros(0, N)}, r"`rewards` must hold at least one transition; got shape \(0, 3\), so T = 0"),
+    ({"time_axis": 2}, r"`time_axis` must be an axis of `rewards`, whose shape is \(5, 3\); got 2"),
+    ({"time_axis": -3}, r"`time_axis` must be an axis of `rewards`, whose shape is \(5, 3\); got -3"),
+]
+SPLIT_SHAPES = [
+    ({"values": zeros(T + 1, N)}, r"`values` must have shape \(5, 3\), .* got \(6, 3\)\. .* pass one of the two"),
+    (
+        {"bootstrap_value": zeros(1, N)},
+        r"`bootstrap_value` must have shape \(3,\).* got \(1, 3\)\. Drop its axis of length 1",
+    ),
+    (
+        {"bootstrap_value": zeros()},
+        r"`bootstrap_value` must have shape \(3,\), that of `rewards` without time; got \(\)",
+    ),
+    (
+        {"bootstrap_value": zeros(T)},
+        r"`bootstrap_value` must have shape \(3,\), that of `rewards` without time; got \(5,\)",
+    ),
+]
+TYPES = [
+    ({"rewards": None}, r"`rewards` must be an array; got NoneType"),
+    ({"values": [[0.0] * N] * (T + 1)}, r"`values` must be an array; got list"),
+    ({"terminated": None}, r"`terminated` must be an array; got NoneType"),
+    ({"rewards": zeros(T, N, dtype=bool)}, r"`rewards` must hold floating-point numbers or integers; got dtype bool"),
+    ({"values": zeros(T + 1, N, dtype=np.complex64)}, r"`values` must hold floating-point .* got dtype complex64"),
+    (
+        {"terminated": zeros(T, N, dtype=np.complex64)},
+        r"`terminated` must hold flags, bool or 0 and 1; got dtype complex64",
+    ),
+    ({"time_axis": 1.0}, r"`time_axis` must be an integer; got 1.0"),
+    ({"time_axis": "time"}, r"`time_axis` must be an integer; got 'time'"),
+    ({"gamma": None}, r"`gamma` must be a number in \[0, 1\]; got None"),
+    ({"gamma": True}, r"`gamma` must be a number in \[0, 1\]; got True"),
+    ({"lambda_": "0.95"}, r"`lambda_` must be a number in \[0, 1\]; got '0.95'"),
+]
+RANGES = [
+    ({name: x}, rf"`{name}` must lie in \[0, 1\]; got {x}")
+    for name in ("gamma", "lambda_")
+    for x in (1.5, -0.1, 99, float("nan"), np.float32(1.5), np.float64(-0.5), np.int64(2), np.array(1.5))
+]
+LATER = [
+    ({"mask": zeros(T, N)}, r"`mask` is not available yet"),
+    ({"axis_name": "time"}, r"`axis_name` is not available yet"),
+    ({"implementation": "blocked"}, r"`implementation` is not available yet"),
+    ({"gamma": zeros(T, 1)}, r"`gamma` must be a scalar for now; got an array of shape \(5, 1\)"),
+    ({"lambda_": zeros(N)}, r"`lambda_` must be a scalar for now; got an array of shape \(3,\)"),
+]
+CASES = [
+    *((GOOD | change, ValueError, message) for change, message in SHAPES + RANGES),
+    *((SPLIT | change, ValueError, message) for change, message in SPLIT_SHAPES),
+    *((GOOD | change, TypeError, message) for change, message in TYPES),
+    *((GOOD | change, NotImplementedError, message) for change, message in LATER),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), CASES, ids=[message for _, _, message in CASES])
+def test_bad_argument(arguments, error, message):
+    with pytest.raises(error, match=message):
+        gae(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [GOOD, SPLIT])
+def test_good_arguments_are_taken(arguments):
+    assert gae(**arguments).advantages.shape == (T, N)
+
+
+def test_batch_major_arrays_by_mistake():
+    """[N, T] throughout, with values [N, T+1]: the one array that gives the mistake away."""
+    with pytest.raises(ValueError, match=r"`values` .*time_axis=1"):
+        gae(zeros(N, T), zeros(N, T + 1), zeros(N, T), gamma=0.99, lambda_=0.95)
+
+
+def test_errors_come_while_tracing():
+    """Inside somebody's jit, vmap and grad the message is the same, and comes before anything runs."""
+    call = functools.partial(gae, gamma=0.99, lambda_=0.95)
+    with pytest.raises(ValueError, match=r"`values` must have shape \(6, 3\)"):
+        jax.eval_shape(jax.jit(call), zeros(T, N), zeros(T, N), zeros(T, N))
+    with pytest.raises(ValueError, match=r"`values` must have shape \(6,\)"):
+        jax.vmap(call, in_axes=1)(zeros(T, N), zeros(T, N), zeros(T, N))
+    with pytest.raises(ValueError, match=r"`lambda_` must lie in"):
+        jax.jit(lambda r: gae(r, zeros(T + 1), zeros(T), gamma=0.99, lambda_=2.0))(jnp.zeros(T))
+
+
+class TestGAE:
+    """The object names its own arguments."""
+
+    estimate = GAE(n_workers=N, worker_steps=T, gamma=0.99, lambda_=0.95)
+
+    @pytest.mark.parametrize(
+        ("done", "rewards", "values", "message"),
+        [
+            (
+                zeros(T, N),
+                zeros(N, T),
+                zeros(N, T + 1),
+                r"`done` must have shape \(3, 5\), \[n_workers, .* got \(5, 3\)",
+            ),
+            (zeros(N, T), zeros(T, N), zeros(N, T + 1), r"`rewards` must have shape \(3, 5\), .* got \(5, 3\)"),
+            (
+                zeros(N, T),
+                zeros(N, T),
+                zeros(N, T),
+                r"`values` must have shape \(3, 6\), .* got \(3, 5\)\. Append V\(s_T\)",
+            ),
+        ],
+    )
+    def test_shapes(self, done, rewards, values, message):
+        with pytest.raises(ValueError, match=message):
+            self.estimate(done, rewards, values)
+
+    def test_range(self):
+        with pytest.raises(ValueError, match=r"`gamma` must lie in \[0, 1\]; got 9"):
+            GAE(N, T, 9, 0.95)(zeros(N, T), zeros(N, T), zeros(N, T + 1))

@@ -1,0 +1,42 @@
+"""Code that is subtly wrong does not pass: every mutant breaks the laws that are there to catch it."""
+
+import laws
+import pytest
+from mutants import MUTANTS, load
+from rollouts import random_rollout
+
+import gae_jax
+
+EXAMPLES = [
+    random_rollout(seed, steps=6, batch=(2,), ends=0.3, truncation=truncation)
+    for seed in range(3)
+    for truncation in (None, "dropped", "final_values")
+]
+
+
+def breaks(lib, law):
+    """Whether the library breaks the law on an example."""
+    for rollout in EXAMPLES:
+        try:
+            law(lib, rollout)
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
+def test_the_library_itself_breaks_no_law(law):
+    assert not breaks(gae_jax, law)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_caught(mutant, tmp_path):
+    lib = load(mutant, tmp_path)
+    assert lib.__file__ != gae_jax.__file__
+    survived = [name for name in mutant.caught_by if not breaks(lib, getattr(laws, name))]
+    assert not survived, f"{mutant.name} passes {survived}"
+
+
+def test_every_law_catches_a_mutant():
+    needed = {name for mutant in MUTANTS for name in mutant.caught_by}
+    assert needed == {law.__name__ for law in laws.LAWS}

@@ -1,0 +1,140 @@
+"""`gae` is right inside whatever JAX does to a function, in either width of float."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+from laws import assert_close, flags_of, inputs_of
+from oracle import oracle
+from rollouts import random_rollout
+
+from gae_jax import gae
+
+ROLLOUT = random_rollout(7, steps=12, batch=(4,), ends=0.2)
+WANT = oracle(**ROLLOUT.arguments())
+
+
+def in_order(rollout):
+    """The arrays of a rollout, in the order of `gae`'s positions."""
+    return rollout.rewards, rollout.values, rollout.terminated, rollout.truncated
+
+
+def call(rewards, values, terminated, truncated, final_values):
+    return gae(rewards, values, terminated, truncated, gamma=0.9, lambda_=0.8, final_values=final_values)
+
+
+ARRAYS = (*in_order(ROLLOUT), ROLLOUT.final_values)
+
+
+def test_jit():
+    assert_close(jax.jit(call)(*ARRAYS), WANT)
+
+
+def test_one_compilation_serves_every_gamma():
+    jitted = jax.jit(lambda gamma, lambda_: gae(*in_order(ROLLOUT), gamma=gamma, lambda_=lambda_).advantages)
+    for gamma, lambda_ in [(0.9, 0.8), (1.0, 0.0)]:
+        want, _ = oracle(*in_order(ROLLOUT), gamma=gamma, lambda_=lambda_)
+        assert_close([jitted(gamma, lambda_)], [want])
+    assert jitted._cache_size() == 1
+
+
+def test_vmap_over_workers():
+    assert_close(jax.vmap(call, in_axes=1, out_axes=1)(*ARRAYS), WANT, rtol=1e-6)
+
+
+def test_vmap_over_gamma_and_lambda():
+    grid = jnp.array([0.0, 0.5, 0.9])
+    outputs = jax.vmap(lambda g, la: gae(*in_order(ROLLOUT), gamma=g, lambda_=la))(grid, grid)
+    for i, x in enumerate(np.asarray(grid)):
+        assert_close([y[i] for y in outputs], oracle(*in_order(ROLLOUT), gamma=x, lambda_=x))
+
+
+def test_inside_scan():
+    """A training loop that is one scan over iterations."""
+
+    def iteration(scale, _):
+        output = gae(scale * ROLLOUT.rewards, *ARRAYS[1:4], gamma=0.9, lambda_=0.8, final_values=ARRAYS[4])
+        return scale + 1.0, output
+
+    _, outputs = jax.lax.scan(iteration, jnp.float32(1), length=3)
+    for i in range(3):
+        rewards = ROLLOUT.rewards * np.float32(i + 1)
+        assert_close([x[i] for x in outputs], oracle(**ROLLOUT.replace(rewards=rewards).arguments()))
+
+
+def test_grad_of_vmap_is_vmap_of_grad():
+    flags, inputs = flags_of(ROLLOUT), inputs_of(ROLLOUT)
+    gamma_and_lambda = {name: inputs.pop(name) for name in ("gamma", "lambda_")}
+
+    def loss(inputs, flags):
+        return jnp.sum(gae(**inputs, **flags, **gamma_and_lambda).advantages ** 2)
+
+    batched = jax.grad(loss)(inputs, flags)
+    grad_of_vmap = jax.grad(lambda inputs: jnp.sum(jax.vmap(loss, in_axes=1)(inputs, flags)))(inputs)
+    vmap_of_grad = jax.vmap(jax.grad(loss), in_axes=1, out_axes=1)(inputs, flags)
+    for other in (grad_of_vmap, vmap_of_grad):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), other, batched)
+
+
+def test_derivatives_forward_reverse_and_second_order():
+    with jax.enable_x64(True):
+        flags, inputs = flags_of(ROLLOUT), jax.tree.map(np.float64, inputs_of(ROLLOUT))
+        check_grads(lambda x: gae(**x, **flags), (inputs,), order=2, modes=["fwd", "rev"])
+
+
+def test_float64():
+    with jax.enable_x64(True):
+        output = gae(**ROLLOUT.map_arrays(lambda x: x if x.dtype == bool else x.astype(np.float64)).arguments())
+        assert output.advantages.dtype == output.targets.dtype == jnp.float64
+        assert_close(output, WANT, rtol=1e-14)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_float32_stays_float32(x64):
+    with jax.enable_x64(x64):
+        output = gae(**ROLLOUT.arguments())
+        assert output.advantages.dtype == output.targets.dtype == jnp.float32
+        assert_close(output, WANT)
+
+
+def test_strict_about_leaks_and_nans():
+    with jax.checking_leaks(), jax.debug_nans(True):
+        assert_close(jax.jit(call)(*ARRAYS), WANT)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.uint8, np.float32])
+def test_flags_of_any_kind(dtype):
+    arguments = ROLLOUT.arguments() | {k: v.astype(dtype) for k, v in flags_of(ROLLOUT).items()}
+    assert_close(gae(**arguments), WANT)
+
+
+@pytest.mark.parametrize("batch", [(0,), (1,), (2, 3, 1, 2)])
+def test_any_batch_axes(batch):
+    rollout = random_rollout(3, steps=4, batch=batch)
+    output = gae(**rollout.arguments())
+    assert output.advantages.shape == output.targets.shape == (4, *batch)
+    if rollout.rewards.size:
+        assert_close(output, oracle(**rollout.arguments()))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_in_and_out_but_not_between(dtype):
+    """The result is that of float32 arithmetic on the rounded inputs, rounded once."""
+    rounded = ROLLOUT.map_arrays(lambda x: x if x.dtype == bool else x.astype(dtype))
+    wide = rounded.map_arrays(lambda x: x if x.dtype == bool else x.astype(np.float32))
+    output = gae(**rounded.arguments())
+    assert output.advantages.dtype == output.targets.dtype == dtype
+    for got, want in zip(output, gae(**wide.arguments()), strict=True):
+        np.testing.assert_array_equal(got, want.astype(dtype))
+
+
+def test_mixed_inputs_promote_and_integers_do_not_count():
+    arguments = ROLLOUT.arguments() | {"rewards": np.arange(48, dtype=np.int32).reshape(12, 4)}
+    assert_close(gae(**arguments), oracle(**arguments))
+    arguments |= {"values": ROLLOUT.values.astype(jnp.bfloat16)}
+    output = gae(**arguments)
+    assert output.advantages.dtype == jnp.float32  # that of final_values
+    assert_close(output, oracle(**arguments))
