@@ -16,6 +16,7 @@ anywhere: hand the later piece's h to the earlier one as its bootstrap value.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._trajectory import Transition, canonical_trajectory, check_shape, check_unit_interval
+from gae_jax._trajectory import Trajectory, Transition, canonical_trajectory, check_arguments, check_shape
+
+Rows = tuple[Transition, Array, Array]  # with gamma, and lambda_ of the transition before
+Step = Callable[[Array, Rows], tuple[Array, Array]]
 
 
 class GAEOutput(NamedTuple):
@@ -65,12 +69,16 @@ def gae(
       terminated: `[T, *B]`, bool or 0 and 1: transition t ended the episode, so nothing of value follows.
       truncated: `[T, *B]`, bool or 0 and 1: transition t cut the episode off, at a time limit say: value follows, but
         row t+1 belongs to another episode. Where both are set, `terminated` wins.
-      gamma: γ, the discount per step, a scalar in [0, 1].
-      lambda_: λ, a scalar in [0, 1]: 0 is the one-step advantage δ_t; 1 is the Monte-Carlo return minus V(s_t).
+      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to `[T, *B]`: `[N]` is one per worker,
+        `[T, 1]` one per step.
+      lambda_: λ, in [0, 1], likewise: 0 is the one-step advantage δ_t; 1 is the Monte-Carlo return minus V(s_t). Where
+        they vary, A_t = δ_t + γ_t λ_t A_{t+1}, with δ_t = r_t + γ_t V(s_{t+1}) - V(s_t).
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation, the one before the reset; read only where truncated.
         Without it a truncated row cannot be told what follows and is dropped: its advantage is 0, its target its value.
-      mask: not available yet.
+      mask: `[T, *B]`, bool or 0 and 1: False where the row is no transition: padding, a prompt token, the filler row of
+        an auto-reset. The recursion skips it: the row before it sees the next live row. Its advantage is 0, its target
+        its value (0 if that is not finite).
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for `[N, T]`.
       axis_name: not available yet.
       implementation: not available yet.
@@ -79,10 +87,13 @@ def gae(
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote
       to. The recursion itself never runs below float32.
 
+    What is not read may be NaN and changes no output and no gradient: final_values where not truncated, any input of a
+    masked row, the value that a terminated transition would have bootstrapped from.
+
     Raises:
       TypeError: an argument is not an array of numbers, or not one of flags.
       ValueError: a shape is not the one above, gamma or lambda_ is a number outside [0, 1], or T is 0.
-      NotImplementedError: mask, axis_name, implementation, or an array for gamma or lambda_.
+      NotImplementedError: axis_name or implementation.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.
 
@@ -99,72 +110,103 @@ def gae(
     >>> print(targets)
     [1.375 1.    1.25 ]
     """
-    for name, x in {"mask": mask, "axis_name": axis_name, "implementation": implementation}.items():
+    for name, x in {"axis_name": axis_name, "implementation": implementation}.items():
         if x is not None:
             raise NotImplementedError(f"`{name}` is not available yet; leave it None")
-    for name, x in {"gamma": gamma, "lambda_": lambda_}.items():
-        check_unit_interval(name, x)
-        if jnp.ndim(x) > 0:
-            raise NotImplementedError(f"`{name}` must be a scalar for now; got an array of shape {jnp.shape(x)}")
-    return _gae(rewards, values, terminated, truncated, gamma, lambda_, bootstrap_value, final_values, time_axis)
+    arguments = {
+        "rewards": rewards,
+        "values": values,
+        "terminated": terminated,
+        "truncated": truncated,
+        "bootstrap_value": bootstrap_value,
+        "final_values": final_values,
+        "mask": mask,
+        "gamma": gamma,
+        "lambda_": lambda_,
+    }
+    check_arguments(arguments)
+    return _gae(arguments, time_axis=time_axis)
 
 
 @functools.partial(jax.jit, static_argnames="time_axis")
-def _gae(
-    rewards: ArrayLike,
-    values: ArrayLike,
-    terminated: ArrayLike,
-    truncated: ArrayLike | None,
-    gamma: ArrayLike,
-    lambda_: ArrayLike,
-    bootstrap_value: ArrayLike | None,
-    final_values: ArrayLike | None,
-    time_axis: int,
-) -> GAEOutput:
-    trajectory = canonical_trajectory(
-        rewards=rewards,
-        values=values,
-        terminated=terminated,
-        truncated=truncated,
-        bootstrap_value=bootstrap_value,
-        final_values=final_values,
-        time_axis=time_axis,
-    )
-    value = trajectory.transitions.value
-    recursion = functools.partial(
-        _advantages_of_one_worker, gamma=jnp.asarray(gamma, value.dtype), lambda_=jnp.asarray(lambda_, value.dtype)
-    )
-    for _ in trajectory.bootstrap_value.shape:
-        recursion = jax.vmap(recursion, in_axes=(1, 0), out_axes=1)
-    advantages = recursion(trajectory.transitions, trajectory.bootstrap_value)
+def _gae(arguments: dict[str, ArrayLike | None], *, time_axis: int) -> GAEOutput:
+    trajectory = canonical_trajectory(arguments, time_axis)
+    value, mask = trajectory.transitions.value, trajectory.transitions.mask
+    if mask is not None:  # the target of a dead row is its value, if that is a number
+        value = jnp.where(mask | jnp.isfinite(value), value, 0)
+    advantages = _advantages(trajectory)
+    targets = advantages + value  # not another output of the loop: that would cost a buffer more
 
     def as_given(x: Array) -> Array:
         return jnp.moveaxis(x, 0, trajectory.time_axis).astype(trajectory.dtype)
 
-    # The λ-return is one addition away; a second output of the loop would cost a second buffer.
-    return GAEOutput(as_given(advantages), as_given(advantages + value))
+    return GAEOutput(as_given(advantages), as_given(targets))
 
 
-def _advantages_of_one_worker(
-    transitions: Transition, bootstrap_value: Array, *, gamma: Array, lambda_: Array
-) -> Array:
-    """The recursion, over one trajectory: transitions `[T]`, bootstrap_value `[]` -> advantages `[T]`."""
+def _advantages(trajectory: Trajectory) -> Array:
+    """The recursion, vmapped over every batch axis: `[T, *B]`."""
+    shape = trajectory.transitions.reward.shape
 
-    def step(h: Array, row: Transition) -> tuple[Array, Array]:
-        advantage = row.reward + gamma * _value_after(row, h) - row.value
-        if row.truncated is not None and row.final_value is None:  # what follows is lost: drop the row
-            advantage = jnp.where(row.truncated & ~row.terminated, 0, advantage)
-        return row.value + lambda_ * advantage, advantage
+    def row_by_row(x: Array) -> Array:  # what is the same for all workers stays one number a row
+        varies = any(n != 1 for n in x.shape[1:])
+        return jnp.broadcast_to(x, shape) if varies else jnp.broadcast_to(x.ravel(), shape[:1])
 
-    _, advantages = lax.scan(step, bootstrap_value, transitions, reverse=True)
+    lambda_before = _lambda_before(trajectory.lambda_, trajectory.transitions.mask)
+    rows = trajectory.transitions, row_by_row(trajectory.gamma), row_by_row(lambda_before)
+    axes = jax.tree.map(lambda x: 1 if x.ndim > 1 else None, rows)
+    recursion = _advantages_of_one_worker
+    for _ in trajectory.bootstrap_value.shape:
+        recursion = jax.vmap(recursion, in_axes=(axes, 0), out_axes=1)
+    return recursion(rows, trajectory.bootstrap_value)
+
+
+def _advantages_of_one_worker(rows: Rows, bootstrap_value: Array) -> Array:
+    """The recursion, over one trajectory: rows `[T]`, bootstrap_value `[]` -> advantages `[T]`."""
+    mask = rows[0].mask
+    _, advantages = lax.scan(_step if mask is None else _skip_dead(_step), bootstrap_value, rows, reverse=True)
     return advantages
 
 
-def _value_after(row: Transition, h: Array) -> Array:
+def _step(h: Array, row: Rows) -> tuple[Array, Array]:
+    """From h_{t+1} and row t to h_t and A_t."""
+    transition, gamma, lambda_before = row
+    advantage = transition.reward + gamma * _value_after(transition, h) - transition.value
+    if transition.truncated is not None and transition.final_value is None:  # what follows is lost: drop the row
+        advantage = jnp.where(transition.truncated & ~transition.terminated, 0, advantage)
+    return transition.value + lambda_before * advantage, advantage
+
+
+def _value_after(transition: Transition, h: Array) -> Array:
     """The value that a transition bootstraps from, where h is that of the next row."""
-    if row.truncated is not None and row.final_value is not None:
-        h = jnp.where(row.truncated, row.final_value, h)
-    return jnp.where(row.terminated, 0, h)
+    if transition.truncated is not None:
+        final_value = 0 if transition.final_value is None else transition.final_value
+        h = jnp.where(transition.truncated, final_value, h)
+    return jnp.where(transition.terminated, 0, h)
+
+
+def _skip_dead(step: Step) -> Step:
+    """Lets a step hand h on untouched where the mask is False, and read nothing there: it may be NaN."""
+
+    def masked_step(h: Array, row: Rows) -> tuple[Array, Array]:
+        mask = row[0].mask
+        h_before, advantage = step(h, jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), row))
+        return jnp.where(mask, h_before, h), jnp.where(mask, advantage, 0)
+
+    return masked_step
+
+
+def _lambda_before(lambda_: Array, mask: Array | None) -> Array:
+    """The λ of the transition before, the last live one: A_t = δ_t + γ_t λ_t A_{t+1}, so h_t is mixed with λ_{t-1}."""
+    if len(lambda_) == 1:  # it does not vary over time
+        return lambda_
+    if mask is None:
+        return jnp.concatenate([lambda_[:1], lambda_[:-1]])
+
+    def last_live(last: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.where(row[1], row[0], last), last
+
+    lambda_ = jnp.broadcast_to(lambda_, mask.shape)
+    return lax.scan(last_live, jnp.zeros_like(lambda_[0]), (lambda_, mask))[1]
 
 
 @dataclasses.dataclass(frozen=True)

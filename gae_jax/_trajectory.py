@@ -28,56 +28,56 @@ class Transition(NamedTuple):
     terminated: Array  # nothing of value follows
     truncated: Array | None  # value follows, but row t+1 belongs to another episode
     final_value: Array | None  # V(final observation), read where truncated
+    mask: Array | None  # False: no transition at all
 
 
 class Trajectory(NamedTuple):
     """A checked rollout in canonical form."""
 
-    transitions: Transition  # [T, *B] each; floats in the dtype that the recursion runs in
+    transitions: Transition  # [T, *B] each, floats in the dtype that the recursion runs in
     bootstrap_value: Array  # [*B], V(s_T)
+    gamma: Array  # [T, *B], with axes of length 1 where it does not vary
+    lambda_: Array  # likewise
     time_axis: int  # of the caller's arrays, counted from the front
     dtype: Any  # of the results
 
 
-def canonical_trajectory(
-    *,
-    rewards: ArrayLike,
-    values: ArrayLike,
-    terminated: ArrayLike,
-    truncated: ArrayLike | None,
-    bootstrap_value: ArrayLike | None,
-    final_values: ArrayLike | None,
-    time_axis: int,
-) -> Trajectory:
-    """Checks an estimator's arguments and returns them in canonical form.
+REQUIRED = ("rewards", "values", "terminated", "gamma", "lambda_")
+FLAGS = ("terminated", "truncated", "mask")
+
+
+def canonical_trajectory(arguments: Mapping[str, ArrayLike | None], time_axis: int) -> Trajectory:
+    """Checks an estimator's arguments, by their public names, and returns them in canonical form.
 
     Raises:
       TypeError: an argument is not an array of real numbers, or not one of flags.
       ValueError: a shape or `time_axis` is wrong, or there is no transition at all.
     """
-    numbers = {"rewards": rewards, "values": values}
-    options = {"bootstrap_value": bootstrap_value, "final_values": final_values}
-    numbers |= {name: x for name, x in options.items() if x is not None}
-    numbers = {name: _numbers(name, x) for name, x in numbers.items()}
-    flags = {"terminated": terminated} | ({} if truncated is None else {"truncated": truncated})
-    flags = {name: _flags(name, x) for name, x in flags.items()}
+    given = {name: x for name, x in arguments.items() if x is not None or name in REQUIRED}
+    flags = {name: _flags(name, x) for name, x in given.items() if name in FLAGS}
+    numbers = {name: _numbers(name, x) for name, x in given.items() if name not in FLAGS}
+    gamma, lambda_ = numbers.pop("gamma"), numbers.pop("lambda_")
     axis = _time_axis(time_axis, numbers["rewards"].shape)
     _check_shapes(numbers | flags, axis)
 
     dtype = _promoted(x.dtype for x in numbers.values())
     # A long sum in bfloat16 loses its digits: the recursion never runs below float32.
     running_dtype = _promoted([dtype, jnp.dtype(jnp.float32)])
-    numbers = {name: x.astype(running_dtype) for name, x in numbers.items()}
-    last_value = numbers.pop("bootstrap_value", None)
-    rows = {name: jnp.moveaxis(x, axis, 0) for name, x in (numbers | flags).items()}
+    rows = {name: x.astype(running_dtype) for name, x in numbers.items()} | flags
+    last_value = rows.pop("bootstrap_value", None)
+    rows["gamma"] = _parameter("gamma", gamma, rows["rewards"])
+    rows["lambda_"] = _parameter("lambda_", lambda_, rows["rewards"])
+    rows = {name: jnp.moveaxis(x, axis, 0) for name, x in rows.items()}
     transitions = Transition(
         reward=rows["rewards"],
         value=rows["values"][: len(rows["rewards"])],
         terminated=rows["terminated"],
         truncated=rows.get("truncated"),
         final_value=rows.get("final_values"),
+        mask=rows.get("mask"),
     )
-    return Trajectory(transitions, rows["values"][-1] if last_value is None else last_value, axis, dtype)
+    last_value = rows["values"][-1] if last_value is None else last_value
+    return Trajectory(transitions, last_value, rows["gamma"], rows["lambda_"], axis, dtype)
 
 
 def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, mistakes: Mapping[Shape, str] = NO_GUESS) -> None:
@@ -90,12 +90,18 @@ def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, mistakes: Ma
         raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {got}. {guess}".rstrip()) from None
 
 
-def check_unit_interval(name: str, x: Any) -> None:
-    """Raises unless `x` is a number in [0, 1]; a value that only a run will know passes."""
-    if x is None or isinstance(x, (bool, str)):
-        raise TypeError(f"`{name}` must be a number in [0, 1]; got {x!r}")
-    if isinstance(x, (int, float, np.number, np.ndarray)) and not np.all((np.asarray(x) >= 0) & (np.asarray(x) <= 1)):
-        raise ValueError(f"`{name}` must lie in [0, 1]; got {x}")
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raises for what can be told before tracing: what is no array at all, and a gamma or lambda_ outside [0, 1]."""
+    for name, x in arguments.items():
+        if x is None and name not in REQUIRED:
+            continue
+        got = type(x).__name__ if _is_no_array(x) else f"dtype {x.dtype}" if _holds_no_numbers(x) else None
+        if got:
+            raise TypeError(f"`{name}` must be an array of {'flags' if name in FLAGS else 'numbers'}; got {got}")
+    for name in ("gamma", "lambda_"):
+        x = arguments[name]
+        if isinstance(x, (int, float, np.number, np.ndarray)) and np.ndim(x) == 0 and not 0 <= float(x) <= 1:
+            raise ValueError(f"`{name}` must lie in [0, 1]; got {x}")
 
 
 def _check_shapes(arrays: Mapping[str, Array], axis: int) -> None:
@@ -107,8 +113,9 @@ def _check_shapes(arrays: Mapping[str, Array], axis: int) -> None:
 
     swapped = "Time and batch look swapped: all arrays are [T, *B], or with time_axis=1 all are [N, T]."
     mistakes = {longer: "It has a row too many: one row a transition.", rows[::-1]: swapped}
-    for name in arrays.keys() & {"terminated", "truncated", "final_values"}:
-        check_shape(name, arrays[name], rows, "that of `rewards`", mistakes)
+    for name in ("terminated", "truncated", "final_values", "mask"):
+        if name in arrays:
+            check_shape(name, arrays[name], rows, "that of `rewards`", mistakes)
     if "bootstrap_value" in arrays:
         mistakes |= {longer: "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."}
         check_shape("values", arrays["values"], rows, "that of `rewards`, as `bootstrap_value` is given", mistakes)
@@ -133,26 +140,44 @@ def _time_axis(time_axis: int, shape: Shape) -> int:
     return axis % len(shape)
 
 
-def _numbers(name: str, x: ArrayLike) -> Array:
-    array = _array(name, x)
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+def _numbers(name: str, x: Any) -> Array:
+    array = jnp.asarray(x)
+    if not _is_real(array):
         raise TypeError(f"`{name}` must hold floating-point numbers or integers; got dtype {array.dtype}")
     return array
 
 
-def _flags(name: str, x: ArrayLike) -> Array:
-    array = _array(name, x)
+def _flags(name: str, x: Any) -> Array:
+    array = jnp.asarray(x)
     if array.dtype == jnp.bool_:
         return array
-    if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+    if not _is_real(array):
         raise TypeError(f"`{name}` must hold flags, bool or 0 and 1; got dtype {array.dtype}")
     return array != 0
 
 
-def _array(name: str, x: Any) -> Array:
-    if not isinstance(x, (Array, np.ndarray, np.generic, int, float)):
-        raise TypeError(f"`{name}` must be an array; got {type(x).__name__}")
-    return jnp.asarray(x)
+def _is_no_array(x: Any) -> bool:
+    return not (isinstance(x, (Array, np.ndarray, np.generic, int, float)) or hasattr(x, "__jax_array__"))
+
+
+def _holds_no_numbers(x: Any) -> bool:
+    return isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "OSUmM"
+
+
+def _is_real(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+
+
+def _parameter(name: str, x: Array, rewards: Array) -> Array:
+    """Returns gamma or lambda_ with the axes of `rewards`, of length 1 where it does not vary."""
+    try:
+        chex.assert_is_broadcastable(x.shape, rewards.shape)
+    except AssertionError:
+        raise ValueError(
+            f"`{name}` must broadcast to the shape of `rewards`, {rewards.shape}; got {x.shape}. Shapes align from the "
+            f"last axis: where arrays are [T, N], one per worker is [N] and one per step is [T, 1]."
+        ) from None
+    return x.astype(rewards.dtype).reshape((1,) * (rewards.ndim - x.ndim) + x.shape)
 
 
 def _promoted(dtypes: Iterable[Any]) -> Any:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import gae_jax
 
+GAE, ROWS = "_gae.py", "_trajectory.py"
+
 
 class Mutant(NamedTuple):
     """The file and the piece of source to replace, what to put there, and the names of laws that must fail."""
@@ -22,185 +24,139 @@ class Mutant(NamedTuple):
     caught_by: tuple[str, ...]
 
 
-SCAN = "    _, advantages = lax.scan(step, bootstrap_value, transitions, reverse=True)\n"
-AFTER = "jnp.where(row.truncated, row.final_value, h)"
-ENDS = 'terminated=rows["terminated"],'
+def rolled(shift: int) -> str:
+    return f'terminated=jnp.roll(rows["terminated"], {shift}, 0),'
+
+
+SPLIT_LAW = ("bootstrap_value_is_the_last_value",)
+GRADIENT_LAW = ("gradients_are_those_of_the_definition",)
+MASK_LAWS = ("matches_oracle", "a_masked_row_is_as_if_it_were_not_there")
+NOT_CUT = (
+    " & ~(transition.terminated ^ transition.terminated if transition.truncated is None else transition.truncated)"
+)
+SHARED = "(rows, jnp.broadcast_to(trajectory.bootstrap_value.ravel()[0], shape[1:]))"
+SCAN = (
+    "    _, advantages = lax.scan(_step if mask is None else _skip_dead(_step), bootstrap_value, rows, reverse=True)\n"
+)
+CUT = "jnp.where(transition.truncated, final_value, h)"
+END = "jnp.where(transition.terminated, 0, h)"
+LOST = "jnp.where(transition.truncated & ~transition.terminated, 0, advantage)"
+MIX = "transition.value + lambda_before * advantage"
+TERMINATED = 'terminated=rows["terminated"],'
+SHIFT = "jnp.concatenate([lambda_[:1], lambda_[:-1]])"
 
 MUTANTS = (
+    # The time axis.
+    Mutant("time_runs_forward", GAE, "rows, reverse=True", "rows", ("matches_oracle", "lambda_1_is_monte_carlo")),
+    Mutant("collected_in_reverse", GAE, SCAN, SCAN + "    advantages = advantages[::-1]\n", ("lambda_0_is_delta",)),
     Mutant(
-        "time_runs_forward", "_gae.py", "reverse=True", "reverse=False", ("matches_oracle", "lambda_1_is_monte_carlo")
+        "result_left_time_first", GAE, "jnp.moveaxis(x, 0, trajectory.time_axis)", "x", ("the_time_axis_may_be_any",)
     ),
+    # Termination.
+    Mutant("flag_of_the_step_before", ROWS, TERMINATED, rolled(1), ("lambda_0_is_delta", "matches_oracle")),
+    Mutant("flag_of_the_step_after", ROWS, TERMINATED, rolled(-1), ("lambda_0_is_delta", "matches_oracle")),
+    Mutant("termination_ignored", GAE, END, "h", ("matches_oracle", "lambda_1_is_monte_carlo")),
+    Mutant("bootstraps_after_termination", GAE, END, END.replace("0", "transition.value"), ("lambda_0_is_delta",)),
     Mutant(
-        "collected_in_reverse", "_gae.py", SCAN, SCAN + "    advantages = advantages[::-1]\n", ("lambda_0_is_delta",)
+        "zero_times_nan_at_the_end",
+        GAE,
+        END,
+        "(1 - transition.terminated.astype(h.dtype)) * h",
+        ("nothing_dead_leaks",),
     ),
-    Mutant(
-        "flag_of_the_step_before",
-        "_trajectory.py",
-        ENDS,
-        'terminated=jnp.roll(rows["terminated"], 1, 0),',
-        ("lambda_0_is_delta", "matches_oracle"),
-    ),
-    Mutant(
-        "flag_of_the_step_after",
-        "_trajectory.py",
-        ENDS,
-        'terminated=jnp.roll(rows["terminated"], -1, 0),',
-        ("lambda_0_is_delta", "matches_oracle"),
-    ),
-    Mutant(
-        "termination_ignored",
-        "_gae.py",
-        "return jnp.where(row.terminated, 0, h)",
-        "return h",
-        ("matches_oracle", "lambda_1_is_monte_carlo"),
-    ),
-    Mutant(
-        "bootstraps_after_termination",
-        "_gae.py",
-        "return jnp.where(row.terminated, 0, h)",
-        "return jnp.where(row.terminated, row.value, h)",
-        ("matches_oracle", "lambda_0_is_delta"),
-    ),
-    Mutant(
-        "lambda_missing_on_the_first_hop",
-        "_gae.py",
-        SCAN,
-        SCAN
-        + "    later = jnp.append((advantages + transitions.value)[1:], bootstrap_value)\n"
-        + "    follows = jax.vmap(_value_after)(transitions, later)\n"
-        + "    advantages = transitions.reward + gamma * follows - transitions.value\n",
-        ("matches_oracle", "lambda_0_is_delta", "a_cut_rollout_equals_the_uncut_one"),
-    ),
-    Mutant(
-        "lambda_missing",
-        "_gae.py",
-        "row.value + lambda_ * advantage",
-        "row.value + advantage",
-        ("matches_oracle", "lambda_0_is_delta"),
-    ),
-    Mutant(
-        "gamma_for_lambda",
-        "_gae.py",
-        "row.value + lambda_ * advantage",
-        "row.value + gamma * advantage",
-        ("matches_oracle", "lambda_0_is_delta"),
-    ),
-    Mutant(
-        "gamma_missing",
-        "_gae.py",
-        "row.reward + gamma * _value_after",
-        "row.reward + _value_after",
-        ("matches_oracle", "lambda_0_is_delta"),
-    ),
-    Mutant(
-        "gamma_on_the_reward",
-        "_gae.py",
-        "row.reward + gamma * _value_after(row, h)",
-        "gamma * (row.reward + _value_after(row, h))",
-        ("matches_oracle", "lambda_1_is_monte_carlo"),
-    ),
-    Mutant(
-        "truncation_as_termination",
-        "_gae.py",
-        AFTER,
-        "jnp.where(row.truncated, 0, h)",
-        ("matches_oracle", "lambda_1_is_monte_carlo"),
-    ),
-    Mutant("truncation_not_cut", "_gae.py", AFTER, "h", ("matches_oracle", "lambda_0_is_delta")),
+    # Truncation.
+    Mutant("truncation_as_termination", GAE, CUT, CUT.replace("final_value", "0"), ("lambda_1_is_monte_carlo",)),
+    Mutant("truncation_not_cut", GAE, CUT, "h", ("matches_oracle", "lambda_0_is_delta")),
     Mutant(
         "truncation_bootstraps_from_its_own_state",
-        "_gae.py",
-        AFTER,
-        "jnp.where(row.truncated, row.value, h)",
-        ("matches_oracle", "lambda_0_is_delta"),
+        GAE,
+        CUT,
+        CUT.replace("final_value", "transition.value"),
+        ("lambda_0_is_delta",),
     ),
+    Mutant("truncation_wins", GAE, END, END.replace("terminated", "terminated" + NOT_CUT), ("terminated_wins",)),
+    Mutant("lost_row_not_dropped", GAE, LOST, "advantage", ("matches_oracle", "lambda_0_is_delta")),
+    Mutant("drops_terminated_rows_too", GAE, LOST, LOST.replace(" & ~transition.terminated", ""), ("terminated_wins",)),
     Mutant(
-        "truncation_wins",
-        "_gae.py",
-        "jnp.where(row.terminated, 0, h)",
-        "jnp.where(row.terminated if row.truncated is None else row.terminated & ~row.truncated, 0, h)",
-        ("terminated_wins", "matches_oracle"),
-    ),
-    Mutant(
-        "lost_truncation_not_dropped",
-        "_gae.py",
-        "jnp.where(row.truncated & ~row.terminated, 0, advantage)",
-        "advantage",
-        ("matches_oracle", "lambda_0_is_delta"),
-    ),
-    Mutant(
-        "drops_terminated_rows_too",
-        "_gae.py",
-        "row.truncated & ~row.terminated",
-        "row.truncated",
-        ("terminated_wins", "matches_oracle"),
-    ),
-    Mutant(
-        "bootstrap_missing",
-        "_gae.py",
-        "lax.scan(step, bootstrap_value,",
-        "lax.scan(step, 0 * bootstrap_value,",
-        ("matches_oracle", "lambda_1_is_monte_carlo"),
-    ),
-    Mutant(
-        "bootstrap_doubled",
-        "_gae.py",
-        "lax.scan(step, bootstrap_value,",
-        "lax.scan(step, 2 * bootstrap_value,",
-        ("matches_oracle", "lambda_1_is_monte_carlo"),
-    ),
-    Mutant(
-        "bootstraps_from_the_state_before",
-        "_trajectory.py",
-        'rows["values"][-1] if',
-        'rows["values"][-2] if',
-        ("bootstrap_value_is_the_last_value", "matches_oracle"),
-    ),
-    Mutant(
-        "value_of_the_next_state",
-        "_trajectory.py",
-        '[: len(rows["rewards"])]',
-        '[-len(rows["rewards"]) :]',
-        ("matches_oracle", "lambda_0_is_delta"),
-    ),
-    Mutant(
-        "zero_times_nan_after_termination",
-        "_gae.py",
-        "jnp.where(row.terminated, 0, h)",
-        "(1 - row.terminated.astype(h.dtype)) * h",
+        "zero_times_nan_at_the_cut",
+        GAE,
+        CUT,
+        "h + transition.truncated.astype(h.dtype) * (final_value - h)",
         ("nothing_dead_leaks",),
     ),
+    # Gamma and lambda.
     Mutant(
-        "zero_times_nan_without_truncation",
-        "_gae.py",
-        AFTER,
-        "h + row.truncated.astype(h.dtype) * (row.final_value - h)",
+        "lambda_missing_on_the_first_hop",
+        GAE,
+        SCAN,
+        SCAN
+        + "    later = jnp.append((advantages + rows[0].value)[1:], bootstrap_value)\n"
+        + "    advantages = rows[0].reward + rows[1] * jax.vmap(_value_after)(rows[0], later) - rows[0].value\n",
+        ("matches_oracle", "lambda_0_is_delta", "a_cut_rollout_equals_the_uncut_one"),
+    ),
+    Mutant("lambda_missing", GAE, MIX, "transition.value + advantage", ("matches_oracle", "lambda_0_is_delta")),
+    Mutant(
+        "gamma_for_lambda", GAE, MIX, MIX.replace("lambda_before", "gamma"), ("matches_oracle", "lambda_0_is_delta")
+    ),
+    Mutant("gamma_missing", GAE, "+ gamma * _value_after", "+ _value_after", ("lambda_0_is_delta",)),
+    Mutant(
+        "gamma_on_the_reward",
+        GAE,
+        "transition.reward + gamma",
+        "gamma * transition.reward + gamma",
+        ("lambda_0_is_delta",),
+    ),
+    Mutant(
+        "gamma_reversed", GAE, "row_by_row(trajectory.gamma)", "row_by_row(trajectory.gamma[::-1])", ("matches_oracle",)
+    ),
+    Mutant(
+        "lambda_of_its_own_row", GAE, SHIFT, "lambda_", ("matches_oracle", "a_masked_row_is_as_if_it_were_not_there")
+    ),
+    Mutant("lambda_of_the_row_after", GAE, SHIFT, "jnp.concatenate([lambda_[1:], lambda_[-1:]])", ("matches_oracle",)),
+    Mutant(
+        "one_lambda_for_all_workers",
+        GAE,
+        "broadcast_to(x, shape)",
+        "broadcast_to(x.T[:1].T, shape)",
+        ("matches_oracle",),
+    ),
+    Mutant(
+        "the_first_gamma_for_every_step",
+        GAE,
+        "jnp.broadcast_to(x.ravel(), shape[:1])",
+        "jnp.broadcast_to(x.ravel()[:1], shape[:1])",
+        ("parameters_broadcast", "matches_oracle"),
+    ),
+    # The values.
+    Mutant(
+        "bootstrap_missing", GAE, "bootstrap_value, rows,", "0 * bootstrap_value, rows,", ("lambda_1_is_monte_carlo",)
+    ),
+    Mutant(
+        "bootstrap_doubled", GAE, "bootstrap_value, rows,", "2 * bootstrap_value, rows,", ("lambda_1_is_monte_carlo",)
+    ),
+    Mutant("bootstraps_from_the_state_before", ROWS, 'rows["values"][-1] if', 'rows["values"][-2] if', SPLIT_LAW),
+    Mutant(
+        "value_of_the_next_state", ROWS, '[: len(rows["rewards"])]', '[-len(rows["rewards"]) :]', ("lambda_0_is_delta",)
+    ),
+    Mutant(
+        "workers_share_a_bootstrap", GAE, "(rows, trajectory.bootstrap_value)", SHARED, ("a_batch_equals_its_workers",)
+    ),
+    Mutant("target_without_value", GAE, "advantages + value", "advantages", ("matches_oracle",)),
+    Mutant("target_detached", GAE, "as_given(targets)", "as_given(lax.stop_gradient(targets))", GRADIENT_LAW),
+    # The mask.
+    Mutant("dead_row_cuts", GAE, "jnp.where(mask, h_before, h)", "jnp.where(mask, h_before, 0)", MASK_LAWS),
+    Mutant("dead_row_is_live", GAE, "jnp.where(mask, h_before, h)", "h_before", MASK_LAWS),
+    Mutant("dead_row_has_an_advantage", GAE, "jnp.where(mask, advantage, 0)", "h - h_before + advantage", MASK_LAWS),
+    Mutant("lambda_of_a_dead_row", GAE, "jnp.where(row[1], row[0], last), last", "row[0], last", MASK_LAWS),
+    Mutant("dead_row_is_read", GAE, "jnp.where(mask, x, jnp.zeros_like(x))", "x", ("nothing_dead_leaks",)),
+    Mutant(
+        "dead_target_may_be_nan",
+        GAE,
+        "jnp.where(mask | jnp.isfinite(value), value, 0)",
+        "value",
         ("nothing_dead_leaks",),
     ),
-    Mutant(
-        "workers_share_a_bootstrap",
-        "_gae.py",
-        "recursion(trajectory.transitions, trajectory.bootstrap_value)",
-        "recursion(trajectory.transitions, *(jnp.broadcast_to(x.ravel()[0], x.shape) for x in trajectory[1:2]))",
-        ("a_batch_equals_its_workers",),
-    ),
-    Mutant(
-        "target_without_value", "_gae.py", "as_given(advantages + value)", "as_given(advantages)", ("matches_oracle",)
-    ),
-    Mutant(
-        "target_detached",
-        "_gae.py",
-        "as_given(advantages + value)",
-        "lax.stop_gradient(as_given(advantages + value))",
-        ("gradients_are_those_of_the_definition",),
-    ),
-    Mutant(
-        "result_left_time_first",
-        "_gae.py",
-        "jnp.moveaxis(x, 0, trajectory.time_axis)",
-        "x",
-        ("the_time_axis_may_be_any",),
-    ),
+    Mutant("lambda_of_a_dead_first_row", GAE, "jnp.zeros_like(lambda_[0])", "lambda_[0]", ("nothing_dead_leaks",)),
 )
 
 

@@ -8,53 +8,64 @@ No recursion, no carry, and nothing of the library: an oracle that shares the id
 import numpy as np
 
 
-def oracle(rewards, values, terminated, truncated=None, *, gamma, lambda_, bootstrap_value=None, final_values=None):
+def oracle(
+    rewards,
+    values,
+    terminated,
+    truncated=None,
+    *,
+    gamma,
+    lambda_,
+    bootstrap_value=None,
+    final_values=None,
+    mask=None,
+):
     """Returns (advantages, targets) for time-major arrays [T, *B], worker by worker."""
     rewards, values = np.asarray(rewards, np.float64), np.asarray(values, np.float64)
     if bootstrap_value is None:
         values, bootstrap_value = values[:-1], values[-1]
-    terminated = np.asarray(terminated) != 0
-    truncated = np.zeros_like(terminated) if truncated is None else np.asarray(truncated) != 0
-    advantages = np.zeros_like(rewards)
+    arrays = {
+        "rewards": rewards,
+        "values": values,
+        "terminated": np.asarray(terminated) != 0,
+        "truncated": np.zeros(rewards.shape, bool) if truncated is None else np.asarray(truncated) != 0,
+        "final_values": np.full(rewards.shape, None) if final_values is None else np.asarray(final_values, np.float64),
+        "mask": np.ones(rewards.shape, bool) if mask is None else np.asarray(mask) != 0,
+        "gamma": np.broadcast_to(np.asarray(gamma, np.float64), rewards.shape),
+        "lambda_": np.broadcast_to(np.asarray(lambda_, np.float64), rewards.shape),
+    }
+    advantages = np.zeros(rewards.shape)
     for worker in np.ndindex(rewards.shape[1:]):
         pick = (slice(None), *worker)
-        finals = None if final_values is None else np.asarray(final_values, np.float64)[pick]
-        advantages[pick] = one_worker(
-            rewards[pick],
-            values[pick],
-            terminated[pick],
-            truncated[pick],
-            gamma,
-            lambda_,
-            np.asarray(bootstrap_value, np.float64)[worker],
-            finals,
-        )
+        one = {name: x[pick] for name, x in arrays.items()}
+        advantages[pick] = one_worker(**one, bootstrap_value=np.asarray(bootstrap_value, np.float64)[worker])
     return advantages, advantages + values
 
 
-def one_worker(rewards, values, terminated, truncated, gamma, lambda_, bootstrap_value, final_values):
+def one_worker(rewards, values, gamma, lambda_, **boundaries):
     advantages = np.zeros(len(rewards))
-    for rows, next_value in episodes(values, terminated, truncated, bootstrap_value, final_values):
+    for rows, next_value in episodes(values, **boundaries):
         following = [*values[rows[1:]], next_value]
-        deltas = [rewards[t] + gamma * v - values[t] for t, v in zip(rows, following, strict=True)]
+        deltas = [rewards[t] + gamma[t] * v - values[t] for t, v in zip(rows, following, strict=True)]
         for i, t in enumerate(rows):
-            advantages[t] = sum((gamma * lambda_) ** k * delta for k, delta in enumerate(deltas[i:]))
+            weights = [np.prod((gamma * lambda_)[rows[i:k]]) for k in range(i, len(rows))]
+            advantages[t] = np.dot(weights, deltas[i:])
     return advantages
 
 
-def episodes(values, terminated, truncated, bootstrap_value, final_values):
-    """Yields each (piece of an) episode as its rows and the value of the state after the last of them."""
+def episodes(values, terminated, truncated, final_values, mask, bootstrap_value):
+    """Yields the live rows of each (piece of an) episode, and the value of the state after the last of them."""
     rows = []
-    for t in range(len(values)):
-        dropped = truncated[t] and not terminated[t] and final_values is None
-        if (
-            dropped
-        ):  # nothing is known of what follows: the rows before it bootstrap from V(s_t), and it has no advantage
-            next_value = values[t]
-        else:
-            rows.append(t)
-            next_value = 0.0 if terminated[t] else final_values[t] if truncated[t] else bootstrap_value
-        if terminated[t] or truncated[t] or t == len(values) - 1:
+    for t in np.flatnonzero(mask):
+        if truncated[t] and not terminated[t] and final_values[t] is None:
+            # What follows is unknown: the row has no advantage, and those before it bootstrap from its value.
             if rows:
-                yield np.array(rows), next_value
+                yield rows, values[t]
             rows = []
+            continue
+        rows.append(t)
+        if terminated[t] or truncated[t]:
+            yield rows, 0.0 if terminated[t] else final_values[t]
+            rows = []
+    if rows:
+        yield rows, bootstrap_value

@@ -1,6 +1,8 @@
-"""Random rollouts, as NumPy arrays, with every way for an episode to end."""
+"""Random rollouts, as NumPy arrays, with every way for an episode to end and for a parameter to vary."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -15,54 +17,93 @@ class Rollout:
     terminated: np.ndarray
     truncated: np.ndarray | None
     final_values: np.ndarray | None
-    gamma: float
-    lambda_: float
+    mask: np.ndarray | None
+    gamma: Any  # a number, or an array that broadcasts to [T, *B]
+    lambda_: Any
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         return len(self.rewards)
 
-    def replace(self, **changes):
+    @property
+    def live(self) -> np.ndarray:
+        return np.ones(self.rewards.shape, bool) if self.mask is None else self.mask
+
+    @property
+    def dropped(self) -> np.ndarray:
+        if self.truncated is None or self.final_values is not None:
+            return np.zeros(self.rewards.shape, bool)
+        return self.truncated & ~self.terminated & self.live
+
+    def replace(self, **changes: Any) -> "Rollout":
         return dataclasses.replace(self, **changes)
 
-    def arguments(self):
+    def arguments(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
-    def map_arrays(self, fn):
-        """The same rollout with `fn` done to each of its arrays."""
-        arrays = {k: fn(v) for k, v in self.arguments().items() if isinstance(v, np.ndarray)}
-        return self.replace(**arrays)
+    def full(self, parameter: float | np.ndarray) -> np.ndarray:
+        """A parameter as an array [T, *B]."""
+        return np.broadcast_to(np.float32(parameter), self.rewards.shape)
 
-    def rows(self, start, stop):
+    def map_arrays(self, fn: Callable[[np.ndarray], Any]) -> "Rollout":
+        """The same rollout with `fn` done to each of its arrays, each written out to [T, *B] or [T+1, *B]."""
+        parameters = {k: self.full(x) for k, x in self.arguments().items() if k in PARAMETERS and np.ndim(x)}
+        return self.replace(
+            **{k: fn(x) for k, x in (self.arguments() | parameters).items() if isinstance(x, np.ndarray)}
+        )
+
+    def rows(self, start: int, stop: int) -> "Rollout":
         """The piece of the rollout from row `start` to row `stop`."""
-        piece = self.map_arrays(lambda x: x[start:stop])
-        return piece.replace(values=self.values[start : stop + 1])
+        return self.map_arrays(lambda x: x[start:stop]).replace(values=self.values[start : stop + 1])
 
 
-def random_rollout(seed, *, steps=8, batch=(), ends=0.25, truncation="final_values", gamma=0.9, lambda_=0.8):
-    """A rollout in which this share of rows terminates and, unless truncation is None, as many truncate."""
+PARAMETERS = ("gamma", "lambda_")
+FLAGS = ("terminated", "truncated", "mask")
+
+
+def random_rollout(
+    seed: int,
+    *,
+    steps: int = 8,
+    batch: tuple[int, ...] = (),
+    ends: float = 0.25,
+    truncation: str | None = "final_values",
+    dead: float = 0.0,
+    gamma: Any = 0.9,
+    lambda_: Any = 0.8,
+) -> Rollout:
+    """A rollout in which this share of the rows ends an episode, in each way there is, and this share is dead.
+
+    gamma and lambda_ are numbers, or say along which axes they vary: "step", "worker" or "both".
+    """
     rng = np.random.default_rng(seed)
     shape = (steps, *batch)
+    varying = {"step": (steps, *(1 for _ in batch)), "worker": batch, "both": shape}
+    gamma, lambda_ = (
+        np.float32(rng.uniform(0.3, 1, varying[x])) if isinstance(x, str) else x for x in (gamma, lambda_)
+    )
     return Rollout(
         rewards=rng.normal(size=shape).astype(np.float32),
         values=rng.normal(size=(steps + 1, *batch)).astype(np.float32),
         terminated=rng.random(shape) < ends,
         truncated=None if truncation is None else rng.random(shape) < ends,
         final_values=rng.normal(size=shape).astype(np.float32) if truncation == "final_values" else None,
+        mask=rng.random(shape) >= dead if dead else None,
         gamma=gamma,
         lambda_=lambda_,
     )
 
 
-unit_interval = st.sampled_from([0.0, 0.5, 0.95, 1.0]) | st.floats(0, 1, width=32)
+parameters = st.sampled_from([0.0, 0.5, 0.95, 1.0, "step", "worker", "both"]) | st.floats(0, 1, width=32)
 
 rollouts = st.builds(
     random_rollout,
     st.integers(0, 2**32 - 1),
-    steps=st.sampled_from([1, 2, 5, 8]),  # few shapes, each compiled once; what varies is what is in them
-    batch=st.sampled_from([(), (1,), (3,), (2, 2)]),
+    steps=st.sampled_from([1, 2, 8]),  # few shapes, each compiled once; what varies is what is in them
+    batch=st.sampled_from([(), (3,), (2, 2)]),
     ends=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
     truncation=st.sampled_from([None, "dropped", "final_values"]),
-    gamma=unit_interval,
-    lambda_=unit_interval,
+    dead=st.sampled_from([0.0, 0.3, 1.0]),
+    gamma=parameters,
+    lambda_=parameters,
 )

@@ -43,7 +43,7 @@ def test_single_trajectories_vmapped_are_the_batched_call():
     assert opcodes(vmapped)["while"] == opcodes(batched)["while"] == 1
     assert opcodes(vmapped) == opcodes(batched)
     assert vmapped.cost_analysis() == batched.cost_analysis()
-    assert vmapped.memory_analysis().temp_size_in_bytes == batched.memory_analysis().temp_size_in_bytes
+    assert str(vmapped.memory_analysis()) == str(batched.memory_analysis())
 
 
 def test_the_count_can_tell():

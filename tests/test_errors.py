@@ -1,6 +1,7 @@
 """Bad input is refused while tracing, in words that name the argument and say what was got and what was wanted."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from gae_jax import GAE, gae
 
 T, N = 5, 3
-GOOD = {
+GOOD: dict[str, Any] = {
     "rewards": np.zeros((T, N), np.float32),
     "values": np.zeros((T + 1, N), np.float32),
     "terminated": np.zeros((T, N), bool),
@@ -20,7 +21,7 @@ GOOD = {
 SPLIT = GOOD | {"values": np.zeros((T, N), np.float32), "bootstrap_value": np.zeros(N, np.float32)}
 
 
-def zeros(*shape, dtype=np.float32):
+def zeros(*shape, dtype: Any = np.float32):
     return np.zeros(shape, dtype)
 
 
@@ -70,20 +71,23 @@ SPLIT_SHAPES = [
     ),
 ]
 TYPES = [
-    ({"rewards": None}, r"`rewards` must be an array; got NoneType"),
-    ({"values": [[0.0] * N] * (T + 1)}, r"`values` must be an array; got list"),
-    ({"terminated": None}, r"`terminated` must be an array; got NoneType"),
+    ({"rewards": None}, r"`rewards` must be an array of numbers; got NoneType"),
+    ({"values": [[0.0] * N] * (T + 1)}, r"`values` must be an array of numbers; got list"),
+    ({"terminated": None}, r"`terminated` must be an array of flags; got NoneType"),
+    ({"mask": np.full((T, N), None)}, r"`mask` must be an array of flags; got dtype object"),
+    ({"rewards": np.full((T, N), "1")}, r"`rewards` must be an array of numbers; got dtype <U1"),
     ({"rewards": zeros(T, N, dtype=bool)}, r"`rewards` must hold floating-point numbers or integers; got dtype bool"),
     ({"values": zeros(T + 1, N, dtype=np.complex64)}, r"`values` must hold floating-point .* got dtype complex64"),
     (
         {"terminated": zeros(T, N, dtype=np.complex64)},
         r"`terminated` must hold flags, bool or 0 and 1; got dtype complex64",
     ),
+    ({"gamma": [0.9] * N}, r"`gamma` must be an array of numbers; got list"),
     ({"time_axis": 1.0}, r"`time_axis` must be an integer; got 1.0"),
     ({"time_axis": "time"}, r"`time_axis` must be an integer; got 'time'"),
-    ({"gamma": None}, r"`gamma` must be a number in \[0, 1\]; got None"),
-    ({"gamma": True}, r"`gamma` must be a number in \[0, 1\]; got True"),
-    ({"lambda_": "0.95"}, r"`lambda_` must be a number in \[0, 1\]; got '0.95'"),
+    ({"gamma": None}, r"`gamma` must be an array of numbers; got NoneType"),
+    ({"gamma": True}, r"`gamma` must hold floating-point numbers or integers; got dtype bool"),
+    ({"lambda_": "0.95"}, r"`lambda_` must be an array of numbers; got str"),
 ]
 RANGES = [
     ({name: x}, rf"`{name}` must lie in \[0, 1\]; got {x}")
@@ -91,11 +95,8 @@ RANGES = [
     for x in (1.5, -0.1, 99, float("nan"), np.float32(1.5), np.float64(-0.5), np.int64(2), np.array(1.5))
 ]
 LATER = [
-    ({"mask": zeros(T, N)}, r"`mask` is not available yet"),
     ({"axis_name": "time"}, r"`axis_name` is not available yet"),
     ({"implementation": "blocked"}, r"`implementation` is not available yet"),
-    ({"gamma": zeros(T, 1)}, r"`gamma` must be a scalar for now; got an array of shape \(5, 1\)"),
-    ({"lambda_": zeros(N)}, r"`lambda_` must be a scalar for now; got an array of shape \(3,\)"),
 ]
 CASES = [
     *((GOOD | change, ValueError, message) for change, message in SHAPES + RANGES),

@@ -1,6 +1,7 @@
 """`gae` is right inside whatever JAX does to a function, in either width of float."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,17 @@ def test_jit():
 
 
 def test_one_compilation_serves_every_gamma():
-    jitted = jax.jit(lambda gamma, lambda_: gae(*in_order(ROLLOUT), gamma=gamma, lambda_=lambda_).advantages)
+    traces = []
+
+    @jax.jit
+    def jitted(gamma, lambda_):
+        traces.append(gamma)
+        return gae(*in_order(ROLLOUT), gamma=gamma, lambda_=lambda_).advantages
+
     for gamma, lambda_ in [(0.9, 0.8), (1.0, 0.0)]:
         want, _ = oracle(*in_order(ROLLOUT), gamma=gamma, lambda_=lambda_)
         assert_close([jitted(gamma, lambda_)], [want])
-    assert jitted._cache_size() == 1
+    assert len(traces) == 1
 
 
 def test_vmap_over_workers():
@@ -67,10 +74,10 @@ def test_inside_scan():
 
 def test_grad_of_vmap_is_vmap_of_grad():
     flags, inputs = flags_of(ROLLOUT), inputs_of(ROLLOUT)
-    gamma_and_lambda = {name: inputs.pop(name) for name in ("gamma", "lambda_")}
+    parameters: dict[str, Any] = {name: inputs.pop(name) for name in ("gamma", "lambda_")}
 
     def loss(inputs, flags):
-        return jnp.sum(gae(**inputs, **flags, **gamma_and_lambda).advantages ** 2)
+        return jnp.sum(gae(**inputs, **flags, **parameters).advantages ** 2)
 
     batched = jax.grad(loss)(inputs, flags)
     grad_of_vmap = jax.grad(lambda inputs: jnp.sum(jax.vmap(loss, in_axes=1)(inputs, flags)))(inputs)
@@ -107,7 +114,7 @@ def test_strict_about_leaks_and_nans():
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.uint8, np.float32])
 def test_flags_of_any_kind(dtype):
-    arguments = ROLLOUT.arguments() | {k: v.astype(dtype) for k, v in flags_of(ROLLOUT).items()}
+    arguments = ROLLOUT.arguments() | {k: v.astype(dtype) for k, v in flags_of(ROLLOUT).items() if v is not None}
     assert_close(gae(**arguments), WANT)
 
 
@@ -132,7 +139,7 @@ def test_low_precision_in_and_out_but_not_between(dtype):
 
 
 def test_mixed_inputs_promote_and_integers_do_not_count():
-    arguments = ROLLOUT.arguments() | {"rewards": np.arange(48, dtype=np.int32).reshape(12, 4)}
+    arguments: dict[str, Any] = ROLLOUT.arguments() | {"rewards": np.arange(48, dtype=np.int32).reshape(12, 4)}
     assert_close(gae(**arguments), oracle(**arguments))
     arguments |= {"values": ROLLOUT.values.astype(jnp.bfloat16)}
     output = gae(**arguments)
