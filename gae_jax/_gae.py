@@ -162,11 +162,24 @@ def _advantages(trajectory: Trajectory) -> Array:
 
 def _advantages_of_one_worker(rows: Rows, bootstrap_value: Array) -> Array:
     """The recursion, over one trajectory: rows `[T]`, bootstrap_value `[]` -> advantages `[T]`."""
-    mask = rows[0].mask
-    _, advantages = lax.scan(_step if mask is None else _skip_dead(_step), bootstrap_value, rows, reverse=True)
+    _, advantages = lax.scan(_step, bootstrap_value, rows, reverse=True)
     return advantages
 
 
+def _skipping_dead_rows(step: Step) -> Step:
+    """Lets a step hand h on untouched where the mask is False, and read nothing there: it may be NaN."""
+
+    def masked_step(h: Array, row: Rows) -> tuple[Array, Array]:
+        mask = row[0].mask
+        if mask is None:
+            return step(h, row)
+        h_before, advantage = step(h, jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), row))
+        return jnp.where(mask, h_before, h), jnp.where(mask, advantage, 0)
+
+    return masked_step
+
+
+@_skipping_dead_rows
 def _step(h: Array, row: Rows) -> tuple[Array, Array]:
     """From h_{t+1} and row t to h_t and A_t."""
     transition, gamma, lambda_before = row
@@ -182,17 +195,6 @@ def _value_after(transition: Transition, h: Array) -> Array:
         final_value = 0 if transition.final_value is None else transition.final_value
         h = jnp.where(transition.truncated, final_value, h)
     return jnp.where(transition.terminated, 0, h)
-
-
-def _skip_dead(step: Step) -> Step:
-    """Lets a step hand h on untouched where the mask is False, and read nothing there: it may be NaN."""
-
-    def masked_step(h: Array, row: Rows) -> tuple[Array, Array]:
-        mask = row[0].mask
-        h_before, advantage = step(h, jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), row))
-        return jnp.where(mask, h_before, h), jnp.where(mask, advantage, 0)
-
-    return masked_step
 
 
 def _lambda_before(lambda_: Array, mask: Array | None) -> Array:

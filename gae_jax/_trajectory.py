@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 Shape = tuple[int, ...]
@@ -68,6 +69,8 @@ def canonical_trajectory(arguments: Mapping[str, ArrayLike | None], time_axis: i
     rows["gamma"] = _parameter("gamma", gamma, rows["rewards"])
     rows["lambda_"] = _parameter("lambda_", lambda_, rows["rewards"])
     rows = {name: jnp.moveaxis(x, axis, 0) for name, x in rows.items()}
+    _check_flags(rows)
+    rows |= {name: rows[name].astype(jnp.bool_) for name in flags}
     transitions = Transition(
         reward=rows["rewards"],
         value=rows["values"][: len(rows["rewards"])],
@@ -77,7 +80,9 @@ def canonical_trajectory(arguments: Mapping[str, ArrayLike | None], time_axis: i
         mask=rows.get("mask"),
     )
     last_value = rows["values"][-1] if last_value is None else last_value
-    return Trajectory(transitions, last_value, rows["gamma"], rows["lambda_"], axis, dtype)
+    trajectory = Trajectory(transitions, last_value, rows["gamma"], rows["lambda_"], axis, dtype)
+    _check_values(trajectory)
+    return trajectory
 
 
 def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, mistakes: Mapping[Shape, str] = NO_GUESS) -> None:
@@ -95,8 +100,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, x in arguments.items():
         if x is None and name not in REQUIRED:
             continue
-        got = type(x).__name__ if _is_no_array(x) else f"dtype {x.dtype}" if _holds_no_numbers(x) else None
-        if got:
+        if _is_no_array(x) or _holds_no_numbers(x):
+            got = f"dtype {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
             raise TypeError(f"`{name}` must be an array of {'flags' if name in FLAGS else 'numbers'}; got {got}")
     for name in ("gamma", "lambda_"):
         x = arguments[name]
@@ -127,6 +132,41 @@ def _check_shapes(arrays: Mapping[str, Array], axis: int) -> None:
         check_shape("values", arrays["values"], longer, "that of `rewards` with T + 1 rows of time", mistakes)
 
 
+# What only a run can know is checked under checkify.checkify or chex.chexify, and compiles to nothing without them.
+
+
+def _check_flags(rows: Mapping[str, Array]) -> None:
+    for name in FLAGS:
+        if name in rows and rows[name].dtype != jnp.bool_:
+            neither = (rows[name] != 0) & (rows[name] != 1)
+            if "mask" in rows and name != "mask":
+                neither &= rows["mask"].astype(jnp.bool_)
+            _check_none(neither, f"`{name}` must hold 0 and 1")
+
+
+def _check_values(trajectory: Trajectory) -> None:
+    row, steps = trajectory.transitions, len(trajectory.transitions.reward)
+    live = jnp.ones_like(row.terminated) if row.mask is None else row.mask
+    cut = jnp.zeros_like(row.terminated) if row.truncated is None else row.truncated & ~row.terminated
+    last_live = steps - 1 - jnp.argmax(live[::-1], axis=0, keepdims=True)
+    last_goes_on = jnp.take_along_axis(live & ~row.terminated & ~cut, last_live, axis=0)[0]
+    finite_where = {
+        "`rewards`": (row.reward, live & ~cut if row.final_value is None else live),
+        "`values`": (row.value, live),
+        "`final_values`": (row.final_value, live & cut),
+        "V(s_T), the bootstrap value,": (trajectory.bootstrap_value, last_goes_on),
+    }
+    for name, (x, is_read) in finite_where.items():
+        if x is not None:
+            _check_none(is_read & ~jnp.isfinite(x), f"{name} must hold finite numbers")
+    for name, x in {"`gamma`": trajectory.gamma, "`lambda_`": trajectory.lambda_}.items():
+        _check_none(live & ~((x >= 0) & (x <= 1)), f"{name} must lie in [0, 1]")
+
+
+def _check_none(wrong: Array, message: str) -> None:
+    checkify.debug_check(~jnp.any(wrong), message + " where it is read; {count} entries do not", count=jnp.sum(wrong))
+
+
 def _time_axis(time_axis: int, shape: Shape) -> int:
     """Returns `time_axis` counted from the front."""
     if not shape:
@@ -149,11 +189,9 @@ def _numbers(name: str, x: Any) -> Array:
 
 def _flags(name: str, x: Any) -> Array:
     array = jnp.asarray(x)
-    if array.dtype == jnp.bool_:
-        return array
-    if not _is_real(array):
+    if not (array.dtype == jnp.bool_ or _is_real(array)):
         raise TypeError(f"`{name}` must hold flags, bool or 0 and 1; got dtype {array.dtype}")
-    return array != 0
+    return array
 
 
 def _is_no_array(x: Any) -> bool:

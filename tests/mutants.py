@@ -35,9 +35,7 @@ NOT_CUT = (
     " & ~(transition.terminated ^ transition.terminated if transition.truncated is None else transition.truncated)"
 )
 SHARED = "(rows, jnp.broadcast_to(trajectory.bootstrap_value.ravel()[0], shape[1:]))"
-SCAN = (
-    "    _, advantages = lax.scan(_step if mask is None else _skip_dead(_step), bootstrap_value, rows, reverse=True)\n"
-)
+SCAN = "    _, advantages = lax.scan(_step, bootstrap_value, rows, reverse=True)\n"
 CUT = "jnp.where(transition.truncated, final_value, h)"
 END = "jnp.where(transition.terminated, 0, h)"
 LOST = "jnp.where(transition.truncated & ~transition.terminated, 0, advantage)"
