@@ -5,7 +5,7 @@ in the caller's words: which argument, what was wanted, what was got and, where 
 """
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -61,9 +61,9 @@ def canonical_trajectory(arguments: Mapping[str, ArrayLike | None], time_axis: i
     axis = _time_axis(time_axis, numbers["rewards"].shape)
     _check_shapes(numbers | flags, axis)
 
-    dtype = _promoted(x.dtype for x in numbers.values())
+    dtype = _promoted(*numbers.values())
     # A long sum in bfloat16 loses its digits: the recursion never runs below float32.
-    running_dtype = _promoted([dtype, jnp.dtype(jnp.float32)])
+    running_dtype = _promoted(dtype, jnp.float32)
     rows = {name: x.astype(running_dtype) for name, x in numbers.items()} | flags
     last_value = rows.pop("bootstrap_value", None)
     rows["gamma"] = _parameter("gamma", gamma, rows["rewards"])
@@ -218,9 +218,9 @@ def _parameter(name: str, x: Array, rewards: Array) -> Array:
     return x.astype(rewards.dtype).reshape((1,) * (rewards.ndim - x.ndim) + x.shape)
 
 
-def _promoted(dtypes: Iterable[Any]) -> Any:
-    """The type that the floating ones among the types promote to."""
-    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+def _promoted(*arrays_or_dtypes: Any) -> Any:
+    """The type that the floating ones promote to."""
+    floating = [x for x in arrays_or_dtypes if jnp.issubdtype(getattr(x, "dtype", x), jnp.floating)]
     # Mixed inputs are part of the contract, also where the caller forbids implicit promotion.
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*floating) if floating else jnp.result_type(float)
+        return jnp.result_type(*(floating or [float]))

@@ -48,7 +48,7 @@ def one_worker(rewards, values, gamma, lambda_, **boundaries):
         following = [*values[rows[1:]], next_value]
         deltas = [rewards[t] + gamma[t] * v - values[t] for t, v in zip(rows, following, strict=True)]
         for i, t in enumerate(rows):
-            weights = [np.prod((gamma * lambda_)[rows[i:k]]) for k in range(i, len(rows))]
+            weights = np.cumprod([1.0, *(gamma * lambda_)[rows[i:-1]]])
             advantages[t] = np.dot(weights, deltas[i:])
     return advantages
 

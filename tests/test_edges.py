@@ -1,0 +1,83 @@
+"""The smallest, the emptiest and the most degenerate of rollouts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws import assert_close
+from oracle import oracle
+from rollouts import random_rollout
+
+from gae_jax import gae
+
+
+@pytest.mark.parametrize("batch", [(0,), (1,), (2, 3, 1, 2)])
+def test_any_batch_axes(batch):
+    rollout = random_rollout(3, steps=4, batch=batch)
+    output = gae(**rollout.arguments())
+    assert output.advantages.shape == output.targets.shape == (4, *batch)
+    if rollout.rewards.size:
+        assert_close(output, oracle(**rollout.arguments()))
+
+
+def test_thirty_batch_axes():
+    rollout = random_rollout(0, steps=2, batch=(1,) * 29 + (2,), ends=0.0, truncation=None)
+    assert_close(gae(**rollout.arguments()), oracle(**rollout.arguments()))
+
+
+@pytest.mark.parametrize("truncation", [None, "dropped", "final_values"])
+@pytest.mark.parametrize("dead", [0.0, 0.5])
+def test_a_single_transition(truncation, dead):
+    for seed in range(10):
+        rollout = random_rollout(seed, steps=1, batch=(8,), truncation=truncation, dead=dead)
+        assert_close(gae(**rollout.arguments()), oracle(**rollout.arguments()))
+
+
+def test_all_rows_masked():
+    rollout = random_rollout(0, steps=4, batch=(3,))
+    rollout = rollout.replace(mask=np.zeros((4, 3), bool))
+    output = gae(**rollout.arguments())
+    np.testing.assert_array_equal(output.advantages, 0)
+    np.testing.assert_array_equal(output.targets, rollout.values[:-1])
+
+
+def test_one_worker_dead_throughout_beside_a_live_one():
+    rollout = random_rollout(0, steps=4, batch=(2,))
+    rollout = rollout.replace(mask=np.array([[True, False]] * 4))
+    rollout.values[:, 1] = np.nan
+    output = gae(**rollout.arguments())
+    assert np.isfinite(output.advantages).all()
+    assert np.isfinite(output.targets).all()
+    want = oracle(**rollout.map_arrays(lambda x: x[:, 0]).arguments())
+    assert_close([x[:, 0] for x in output], want)
+
+
+@pytest.mark.parametrize("truncated", [None, np.ones((4, 3), bool)])
+def test_all_rows_terminated(truncated):
+    rollout = random_rollout(0, steps=4, batch=(3,), truncation=None)
+    output = gae(**rollout.replace(terminated=np.ones((4, 3), bool), truncated=truncated).arguments())
+    np.testing.assert_array_equal(output.advantages, rollout.rewards - rollout.values[:-1])
+
+
+def test_a_mask_at_the_head_in_the_middle_and_at_the_tail():
+    rollout = random_rollout(1, steps=6, batch=(), ends=0.0, truncation=None)
+    for dead in ([0], [0, 1], [2, 3], [5], [4, 5], [0, 2, 5]):
+        mask = ~np.isin(np.arange(6), dead)
+        masked = rollout.replace(mask=mask, gamma=np.linspace(0.5, 1, 6), lambda_=np.linspace(1, 0.5, 6))
+        assert_close(gae(**masked.arguments()), oracle(**masked.arguments()))
+
+
+def test_dead_nan_under_debug_nans():
+    """Neither the results nor the gradients hold a NaN that JAX could complain of."""
+    rollout = random_rollout(2, steps=6, batch=(3,), dead=0.4)
+    rewards = jnp.where(rollout.live, rollout.rewards, jnp.nan)
+    values = jnp.asarray(np.where(np.stack([*~rollout.live, np.zeros(3, bool)]), np.nan, rollout.values))
+    arguments = rollout.arguments()
+    del arguments["rewards"], arguments["values"]
+
+    def loss(rewards, values):
+        return sum(map(jnp.sum, gae(rewards, values, **arguments)))
+
+    with jax.debug_nans(True):
+        jax.block_until_ready(gae(rewards, values, **arguments))
+        jax.block_until_ready(jax.grad(loss, argnums=(0, 1))(rewards, values))
