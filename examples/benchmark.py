@@ -44,7 +44,7 @@ def rlax_advantages(rewards: Array, values: Array, terminated: Array, last_value
     values = values if last_value is None else jnp.concatenate([values, last_value[None]])
     discounts = GAMMA * (1 - terminated.astype(jnp.float32))
     estimate = jax.vmap(rlax.truncated_generalized_advantage_estimation, (1, 1, None, 1), 1)
-    return estimate(rewards, discounts, LAMBDA, values)
+    return jnp.asarray(estimate(rewards, discounts, LAMBDA, values))
 
 
 def one_pass(rewards: Array, values: Array, terminated: Array, last_value: Array | None = None) -> Array:
