@@ -16,8 +16,7 @@ anywhere: hand the later piece's h to the earlier one as its bootstrap value.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +24,6 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gae_jax._trajectory import Trajectory, Transition, canonical_trajectory, check_arguments, check_shape
-
-Rows = tuple[Transition, Array, Array]  # with gamma, and lambda_ of the transition before
-Step = Callable[[Array, Rows], tuple[Array, Array]]
 
 
 class GAEOutput(NamedTuple):
@@ -145,48 +141,52 @@ def _gae(arguments: dict[str, ArrayLike | None], *, time_axis: int) -> GAEOutput
 
 def _advantages(trajectory: Trajectory) -> Array:
     """The recursion, vmapped over every batch axis: `[T, *B]`."""
-    shape = trajectory.transitions.reward.shape
-
-    def row_by_row(x: Array) -> Array:  # what is the same for all workers stays one number a row
-        varies = any(n != 1 for n in x.shape[1:])
-        return jnp.broadcast_to(x, shape) if varies else jnp.broadcast_to(x.ravel(), shape[:1])
-
+    steps, *batch = trajectory.transitions.reward.shape
     lambda_before = _lambda_before(trajectory.lambda_, trajectory.transitions.mask)
-    rows = trajectory.transitions, row_by_row(trajectory.gamma), row_by_row(lambda_before)
-    axes = jax.tree.map(lambda x: 1 if x.ndim > 1 else None, rows)
+    rows: dict[str, Any] = {"transition": trajectory.transitions}
+    constants: dict[str, Any] = {}
+    for name, x in {"gamma": trajectory.gamma, "lambda_before": lambda_before}.items():
+        if len(x) == 1:
+            constants[name] = _per_worker(x[0], (), tuple(batch))
+        else:
+            rows[name] = _per_worker(x, (steps,), tuple(batch))
+    row_axes = jax.tree.map(lambda x: 1 if x.ndim > 1 else None, rows)
+    constant_axes = jax.tree.map(lambda x: 0 if x.ndim > 0 else None, constants)
     recursion = _advantages_of_one_worker
-    for _ in trajectory.bootstrap_value.shape:
-        recursion = jax.vmap(recursion, in_axes=(axes, 0), out_axes=1)
-    return recursion(rows, trajectory.bootstrap_value)
+    for _ in batch:
+        recursion = jax.vmap(recursion, in_axes=(row_axes, constant_axes, 0), out_axes=1)
+    return recursion(rows, constants, trajectory.bootstrap_value)
 
 
-def _advantages_of_one_worker(rows: Rows, bootstrap_value: Array) -> Array:
-    """The recursion, over one trajectory: rows `[T]`, bootstrap_value `[]` -> advantages `[T]`."""
-    _, advantages = lax.scan(_step, bootstrap_value, rows, reverse=True)
+def _per_worker(x: Array, time: tuple[int, ...], batch: tuple[int, ...]) -> Array:
+    """Fills out the batch axes along which a parameter varies, or drops them all: a scalar costs no memory traffic."""
+    varies = any(n != 1 for n in x.shape[len(time) :])
+    return jnp.broadcast_to(x, time + batch) if varies else x.reshape(time)
+
+
+def _advantages_of_one_worker(rows: dict[str, Any], constants: dict[str, Any], bootstrap_value: Array) -> Array:
+    """The recursion, over one trajectory: rows `[T]`, constants and bootstrap_value `[]` -> advantages `[T]`."""
+
+    def step(h: Array, row: dict[str, Any]) -> tuple[Array, Array]:
+        return _step(h, **row, **constants)
+
+    _, advantages = lax.scan(step, bootstrap_value, rows, reverse=True)
     return advantages
 
 
-def _skipping_dead_rows(step: Step) -> Step:
-    """Lets a step hand h on untouched where the mask is False, and read nothing there: it may be NaN."""
-
-    def masked_step(h: Array, row: Rows) -> tuple[Array, Array]:
-        mask = row[0].mask
-        if mask is None:
-            return step(h, row)
-        h_before, advantage = step(h, jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), row))
-        return jnp.where(mask, h_before, h), jnp.where(mask, advantage, 0)
-
-    return masked_step
-
-
-@_skipping_dead_rows
-def _step(h: Array, row: Rows) -> tuple[Array, Array]:
-    """From h_{t+1} and row t to h_t and A_t."""
-    transition, gamma, lambda_before = row
+def _step(h: Array, transition: Transition, gamma: Array, lambda_before: Array) -> tuple[Array, Array]:
+    """From h_{t+1} and row t to h_t and A_t; a masked row hands h on untouched."""
+    mask = transition.mask
+    if mask is not None:  # what a dead row holds may be NaN, so nothing of it is read
+        row = transition, gamma, lambda_before
+        transition, gamma, lambda_before = jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), row)
     advantage = transition.reward + gamma * _value_after(transition, h) - transition.value
     if transition.truncated is not None and transition.final_value is None:  # what follows is lost: drop the row
         advantage = jnp.where(transition.truncated & ~transition.terminated, 0, advantage)
-    return transition.value + lambda_before * advantage, advantage
+    h_before = transition.value + lambda_before * advantage
+    if mask is None:
+        return h_before, advantage
+    return jnp.where(mask, h_before, h), jnp.where(mask, advantage, 0)
 
 
 def _value_after(transition: Transition, h: Array) -> Array:

@@ -17,6 +17,8 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from gae_jax._run_time_checks import guarded
+
 Shape = tuple[int, ...]
 NO_GUESS: Mapping[Shape, str] = MappingProxyType({})
 
@@ -69,8 +71,8 @@ def canonical_trajectory(arguments: Mapping[str, ArrayLike | None], time_axis: i
     rows["gamma"] = _parameter("gamma", gamma, rows["rewards"])
     rows["lambda_"] = _parameter("lambda_", lambda_, rows["rewards"])
     rows = {name: jnp.moveaxis(x, axis, 0) for name, x in rows.items()}
-    _check_flags(rows)
-    rows |= {name: rows[name].astype(jnp.bool_) for name in flags}
+    flags = {name: rows[name] for name in flags}
+    rows |= {name: x.astype(jnp.bool_) for name, x in flags.items()}
     transitions = Transition(
         reward=rows["rewards"],
         value=rows["values"][: len(rows["rewards"])],
@@ -80,9 +82,9 @@ def canonical_trajectory(arguments: Mapping[str, ArrayLike | None], time_axis: i
         mask=rows.get("mask"),
     )
     last_value = rows["values"][-1] if last_value is None else last_value
-    trajectory = Trajectory(transitions, last_value, rows["gamma"], rows["lambda_"], axis, dtype)
-    _check_values(trajectory)
-    return trajectory
+    checked = transitions, last_value, rows["gamma"], rows["lambda_"], flags
+    transitions = transitions._replace(reward=guarded(transitions.reward, _check_values, *checked))
+    return Trajectory(transitions, last_value, rows["gamma"], rows["lambda_"], axis, dtype)
 
 
 def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, mistakes: Mapping[Shape, str] = NO_GUESS) -> None:
@@ -132,20 +134,11 @@ def _check_shapes(arrays: Mapping[str, Array], axis: int) -> None:
         check_shape("values", arrays["values"], longer, "that of `rewards` with T + 1 rows of time", mistakes)
 
 
-# What only a run can know is checked under checkify.checkify or chex.chexify, and compiles to nothing without them.
-
-
-def _check_flags(rows: Mapping[str, Array]) -> None:
-    for name in FLAGS:
-        if name in rows and rows[name].dtype != jnp.bool_:
-            neither = (rows[name] != 0) & (rows[name] != 1)
-            if "mask" in rows and name != "mask":
-                neither &= rows["mask"].astype(jnp.bool_)
-            _check_none(neither, f"`{name}` must hold 0 and 1")
-
-
-def _check_values(trajectory: Trajectory) -> None:
-    row, steps = trajectory.transitions, len(trajectory.transitions.reward)
+def _check_values(
+    row: Transition, bootstrap_value: Array, gamma: Array, lambda_: Array, flags: Mapping[str, Array]
+) -> None:
+    """What only a run can know, of what is read."""
+    steps = len(row.reward)
     live = jnp.ones_like(row.terminated) if row.mask is None else row.mask
     cut = jnp.zeros_like(row.terminated) if row.truncated is None else row.truncated & ~row.terminated
     last_live = steps - 1 - jnp.argmax(live[::-1], axis=0, keepdims=True)
@@ -154,12 +147,16 @@ def _check_values(trajectory: Trajectory) -> None:
         "`rewards`": (row.reward, live & ~cut if row.final_value is None else live),
         "`values`": (row.value, live),
         "`final_values`": (row.final_value, live & cut),
-        "V(s_T), the bootstrap value,": (trajectory.bootstrap_value, last_goes_on),
+        "V(s_T), the bootstrap value,": (bootstrap_value, last_goes_on),
     }
+    for name, x in flags.items():
+        if x.dtype != jnp.bool_:
+            is_read = jnp.ones_like(live) if name == "mask" else live
+            _check_none(is_read & (x != 0) & (x != 1), f"`{name}` must hold 0 and 1")
     for name, (x, is_read) in finite_where.items():
         if x is not None:
             _check_none(is_read & ~jnp.isfinite(x), f"{name} must hold finite numbers")
-    for name, x in {"`gamma`": trajectory.gamma, "`lambda_`": trajectory.lambda_}.items():
+    for name, x in {"`gamma`": gamma, "`lambda_`": lambda_}.items():
         _check_none(live & ~((x >= 0) & (x <= 1)), f"{name} must lie in [0, 1]")
 
 

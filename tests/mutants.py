@@ -34,8 +34,8 @@ MASK_LAWS = ("matches_oracle", "a_masked_row_is_as_if_it_were_not_there")
 NOT_CUT = (
     " & ~(transition.terminated ^ transition.terminated if transition.truncated is None else transition.truncated)"
 )
-SHARED = "(rows, jnp.broadcast_to(trajectory.bootstrap_value.ravel()[0], shape[1:]))"
-SCAN = "    _, advantages = lax.scan(_step, bootstrap_value, rows, reverse=True)\n"
+SHARED = "(rows, constants, jnp.broadcast_to(trajectory.bootstrap_value.ravel()[0], tuple(batch)))"
+SCAN = "    _, advantages = lax.scan(step, bootstrap_value, rows, reverse=True)\n"
 CUT = "jnp.where(transition.truncated, final_value, h)"
 END = "jnp.where(transition.terminated, 0, h)"
 LOST = "jnp.where(transition.truncated & ~transition.terminated, 0, advantage)"
@@ -88,8 +88,9 @@ MUTANTS = (
         GAE,
         SCAN,
         SCAN
-        + "    later = jnp.append((advantages + rows[0].value)[1:], bootstrap_value)\n"
-        + "    advantages = rows[0].reward + rows[1] * jax.vmap(_value_after)(rows[0], later) - rows[0].value\n",
+        + "    one, gamma = rows['transition'], (rows | constants)['gamma']\n"
+        + "    later = jnp.append((advantages + one.value)[1:], bootstrap_value)\n"
+        + "    advantages = one.reward + gamma * jax.vmap(_value_after)(one, later) - one.value\n",
         ("matches_oracle", "lambda_0_is_delta", "a_cut_rollout_equals_the_uncut_one"),
     ),
     Mutant("lambda_missing", GAE, MIX, "transition.value + advantage", ("matches_oracle", "lambda_0_is_delta")),
@@ -104,8 +105,20 @@ MUTANTS = (
         "gamma * transition.reward + gamma",
         ("lambda_0_is_delta",),
     ),
+    Mutant("parameters_reversed", GAE, "_per_worker(x, (steps,)", "_per_worker(x[::-1], (steps,)", ("matches_oracle",)),
     Mutant(
-        "gamma_reversed", GAE, "row_by_row(trajectory.gamma)", "row_by_row(trajectory.gamma[::-1])", ("matches_oracle",)
+        "the_first_gamma_for_every_step",
+        GAE,
+        "if len(x) == 1:",
+        "if len(x) == 1 or name == 'gamma':",
+        ("matches_oracle",),
+    ),
+    Mutant(
+        "gamma_rounded_to_bfloat16",
+        GAE,
+        "constants[name] = _per_worker(x[0],",
+        "constants[name] = _per_worker(x[0].astype(jnp.bfloat16).astype(x.dtype),",
+        ("parameters_broadcast", "matches_oracle"),
     ),
     Mutant(
         "lambda_of_its_own_row", GAE, SHIFT, "lambda_", ("matches_oracle", "a_masked_row_is_as_if_it_were_not_there")
@@ -114,16 +127,9 @@ MUTANTS = (
     Mutant(
         "one_lambda_for_all_workers",
         GAE,
-        "broadcast_to(x, shape)",
-        "broadcast_to(x.T[:1].T, shape)",
+        "broadcast_to(x, time + batch)",
+        "broadcast_to(x.T[:1].T, time + batch)",
         ("matches_oracle",),
-    ),
-    Mutant(
-        "the_first_gamma_for_every_step",
-        GAE,
-        "jnp.broadcast_to(x.ravel(), shape[:1])",
-        "jnp.broadcast_to(x.ravel()[:1], shape[:1])",
-        ("parameters_broadcast", "matches_oracle"),
     ),
     # The values.
     Mutant(
@@ -137,7 +143,11 @@ MUTANTS = (
         "value_of_the_next_state", ROWS, '[: len(rows["rewards"])]', '[-len(rows["rewards"]) :]', ("lambda_0_is_delta",)
     ),
     Mutant(
-        "workers_share_a_bootstrap", GAE, "(rows, trajectory.bootstrap_value)", SHARED, ("a_batch_equals_its_workers",)
+        "workers_share_a_bootstrap",
+        GAE,
+        "(rows, constants, trajectory.bootstrap_value)",
+        SHARED,
+        ("a_batch_equals_its_workers",),
     ),
     Mutant("target_without_value", GAE, "advantages + value", "advantages", ("matches_oracle",)),
     Mutant("target_detached", GAE, "as_given(targets)", "as_given(lax.stop_gradient(targets))", GRADIENT_LAW),

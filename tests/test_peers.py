@@ -1,60 +1,136 @@
-"""`gae` agrees with its peers, each called by its own conventions, where they can say what it says."""
+"""`gae` agrees with the real packages where they can say what it says. Where they are wrong, it is pinned down how.
 
-import importlib
-import warnings
+tests/peers.py calls them. What cannot be imported is skipped; the extra `peers` brings those that install together.
+"""
 
-import jax
-import jax.numpy as jnp
+import contextlib
+
+import numpy as np
+import peers
 import pytest
 from laws import assert_close
-from rollouts import random_rollout
+from peers import DEVIATIONS, INLINE, PEERS
 
 from gae_jax import gae
 
-
-def peer(name):
-    """Imports a peer, quietly: what it warns of at import is its own affair."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            pytest.skip(f"{name} cannot be imported: {error}")
+SEEDS = range(5)
+PARAMETERS = [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)]
+OF_TOKENS = [peer for peer in PEERS if peer.rollouts == "tokens"]
+OF_EPISODES = [peer for peer in PEERS if peer.rollouts != "tokens"]
 
 
-@pytest.fixture
-def as_peers_want():
-    """Peers were not written for strict promotion."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+def each(entries):
+    return pytest.mark.parametrize("peer", entries, ids=peers.slug)
+
+
+@contextlib.contextmanager
+def or_skip():
+    try:
         yield
+    except ImportError as error:
+        pytest.skip(f"cannot be imported: {error}")
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("gamma", "lambda_"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)])
-def test_rlax(seed, gamma, lambda_, as_peers_want):
-    rlax = peer("rlax")
-    rollout = random_rollout(seed, steps=64, batch=(8,), ends=0.05, truncation=None, gamma=gamma, lambda_=lambda_)
-    discounts = gamma * (1 - rollout.terminated.astype(jnp.float32))
-    theirs = jax.vmap(rlax.truncated_generalized_advantage_estimation, (1, 1, None, 1), 1)(
-        jnp.asarray(rollout.rewards), discounts, lambda_, jnp.asarray(rollout.values)
-    )
-    assert_close([gae(**rollout.arguments()).advantages], [theirs])
+def ask(peer, rollout):
+    """The peer's arrays and its answer, or a skip that says why there is none."""
+    with or_skip():
+        names = peer.arrays(rollout)
+        return names, peers.run_peer(peer, names)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("gamma", "lambda_"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)])
-def test_brax(seed, gamma, lambda_, as_peers_want):
-    """Its `vs` are our targets, and a truncated row is dropped; its `advantages` are not GAE."""
-    losses = peer("brax.training.agents.ppo.losses")
-    rollout = random_rollout(seed, steps=64, batch=(8,), ends=0.05, truncation="dropped", gamma=gamma, lambda_=lambda_)
-    rollout = rollout.replace(truncated=rollout.truncated & ~rollout.terminated)
-    targets, _ = losses.compute_gae(
-        jnp.float32(rollout.truncated),
-        jnp.float32(rollout.terminated),
-        jnp.asarray(rollout.rewards),
-        jnp.asarray(rollout.values[:-1]),
-        jnp.asarray(rollout.values[-1]),
-        lambda_,
-        gamma,
-    )
-    assert_close(gae(**rollout.arguments()), (targets - rollout.values[:-1], targets))
+def gae_of(rollout):
+    return np.asarray(gae(**rollout.arguments()).advantages)
+
+
+@each(PEERS)
+@pytest.mark.parametrize(("gamma", "lambda_"), PARAMETERS)
+def test_peer_agrees(peer, gamma, lambda_):
+    """The peer, the README's row on the peer's arrays, and `gae` on the rollout that they tell of: all the same."""
+    if peer.name == "torchrl, `vec_`" and lambda_ == 0:
+        with pytest.raises(IndexError):  # it makes a series of the powers of 0 with an axis too few
+            ask(peer, peers.kind_of_rollout(peer.rollouts, 0, gamma, lambda_))
+        return
+    for seed in SEEDS:
+        rollout = peers.kind_of_rollout(peer.rollouts, seed, gamma, lambda_)
+        names, theirs = ask(peer, rollout)
+        assert_close([peers.advantages_by_readme(peer.name, names)], [theirs])
+        assert_close([gae_of(rollout)], [peers.time_major(theirs, rollout)])
+
+
+@each(DEVIATIONS)
+@pytest.mark.parametrize(("gamma", "lambda_"), [(0.99, 0.95), (0.9, 0.5)])
+def test_peer_deviates_as_we_know(peer, gamma, lambda_):
+    """What it gives is not GAE, by far, and is what `gae` gives when the same mistake is made in calling it."""
+    for seed in SEEDS:
+        rollout = peers.kind_of_rollout(peer.rollouts, seed, gamma, lambda_)
+        names, theirs = ask(peer, rollout)
+        assert_close([peer.as_if(**names)], [theirs])
+        assert np.abs(peers.time_major(theirs, rollout) - gae_of(rollout)).max() > 0.05
+
+
+def test_advantages_of_brax_skip_lambda_on_the_first_hop():
+    """They are delta_t + gamma A_{t+1}: too much by gamma (1 - lambda) A_{t+1}, within an episode."""
+    (brax,) = [x for x in DEVIATIONS if x.peer == "Brax"]
+    rollout = peers.kind_of_rollout("dropped", 0, 0.9, 0.5)
+    _, theirs = ask(brax, rollout)
+    advantages = gae_of(rollout)
+    goes_on = ~(rollout.terminated | rollout.truncated)[:-1]
+    too_much = 0.9 * (1 - 0.5) * goes_on * advantages[1:]
+    assert_close([theirs[:-1] - advantages[:-1], theirs[-1]], [too_much, advantages[-1]])
+    _, theirs = ask(brax, rollout.replace(lambda_=1.0))  # the one case where they are GAE
+    assert_close([theirs], [gae_of(rollout.replace(lambda_=1.0))])
+
+
+@each(OF_EPISODES)
+def test_peer_reads_past_the_end_of_an_episode(peer):
+    """It multiplies by 0 the value that a terminated row must not read, and 0 * NaN is NaN. `gae` does not read it."""
+    rollout = peers.kind_of_rollout("terminated", 0, 0.99, 0.95)
+    rollout.terminated[-1] = True
+    if peer.rollouts != "terminated":
+        rollout = rollout.replace(
+            truncated=np.zeros_like(rollout.terminated), final_values=np.zeros_like(rollout.rewards)
+        )
+    want = gae_of(rollout)
+    rollout.values[-1] = np.nan
+    names, theirs = ask(peer, rollout)
+    ours = peers.advantages_by_readme(peer.name, names)
+    assert np.isnan(peers.time_major(theirs, rollout)[-1]).all()
+    assert_close([peers.time_major(ours, rollout)], [want])
+
+
+@each(OF_TOKENS)
+def test_peer_reads_padding(peer):
+    """Likewise a NaN in the padding: it spoils every token before it."""
+    rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
+    padding = ~rollout.live
+    padding[-4:] = True
+    rollout = rollout.replace(mask=~padding)
+    want = gae_of(rollout)
+    rollout.values[:-1][padding] = np.nan
+    rollout.rewards[padding] = np.nan
+    names, theirs = ask(peer, rollout)
+    ours = peers.advantages_by_readme(peer.name, names)
+    assert np.isnan(peers.time_major(theirs, rollout)[~padding]).all()
+    assert_close([peers.time_major(ours, rollout)], [want])
+
+
+def test_tunix_whitens_one_token_to_nan():
+    """With one live token in the batch the variance is 0 / 0. `gae` leaves whitening to the caller."""
+    one = np.ones((1, 1), np.float32)
+    with or_skip(), peers.as_peers_want():
+        advantages, returns = peers.load("tunix.rl.algo_core").compute_gae_advantages(one, one / 2, one, 0.99, 0.95)
+    assert np.isnan(advantages).all()
+    assert_close(returns, one)
+
+
+@pytest.mark.parametrize("name", INLINE)
+@pytest.mark.parametrize(("gamma", "lambda_"), PARAMETERS)
+def test_readme_for_those_who_copied_their_code(name, gamma, lambda_):
+    """No package to call: the README's row is held to the rollout that its arrays tell of."""
+    rollout = peers.kind_of_rollout("terminated", 0, gamma, lambda_)
+    ours = peers.advantages_by_readme(name, INLINE[name](rollout))
+    assert_close([ours], [gae_of(rollout)], rtol=0)
+
+
+def test_readme_has_a_row_for_each():
+    assert set(peers.adapters()) == {peers.row_of(peer.name) for peer in PEERS} | set(INLINE)
