@@ -49,4 +49,5 @@ _guarded_p.def_abstract_eval(lambda x, *_, check, count: x)
 mlir.register_lowering(_guarded_p, lambda _, x, *__, check, count: [x])
 batching.primitive_batchers[_guarded_p] = _batch
 ad.primitive_jvps[_guarded_p] = lambda primals, tangents, **params: (_guarded_p.bind(*primals, **params), tangents[0])
+ad.primitive_transposes[_guarded_p] = lambda cotangent, x, *operands, check, count: [cotangent] + [None] * count
 error_checks[_guarded_p] = _checkify

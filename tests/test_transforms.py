@@ -91,6 +91,19 @@ def test_derivatives_forward_reverse_and_second_order():
         check_grads(lambda x: gae(**x, **flags), (inputs,), order=2, modes=["fwd", "rev"])
 
 
+def test_linear_transpose():
+    """Advantages are linear in rewards and values; the transposed map is the gradient of a weighted sum."""
+    flags, inputs = flags_of(ROLLOUT), inputs_of(ROLLOUT)
+    parameters: dict[str, Any] = {name: inputs.pop(name) for name in ("gamma", "lambda_")}
+
+    def advantages(inputs):
+        return gae(**inputs, **flags, **parameters).advantages
+
+    [transposed] = jax.linear_transpose(advantages, inputs)(jnp.ones((12, 4)))
+    gradient = jax.grad(lambda inputs: jnp.sum(advantages(inputs)))(inputs)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), transposed, gradient)
+
+
 def test_strict_about_leaks_and_nans():
     with jax.checking_leaks(), jax.debug_nans(True):
         assert_close(jax.jit(call)(*ARRAYS), WANT)
