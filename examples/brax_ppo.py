@@ -52,7 +52,7 @@ class Config:
     backend: Annotated[str, tyro.conf.arg(help=f"the physics: {', '.join(BACKENDS)}")] = "spring"
     seed: int = 0  # of everything random
     num_envs: int = 64  # environments that run side by side
-    steps: int = 819_200  # environment steps to train for, over all environments; rounded up to whole chunks
+    steps: int = 1_048_576  # environment steps to train for, over all environments; rounded up to whole chunks
     out: pathlib.Path | None = None  # directory for the results; by default runs/ENV-seedSEED
     resume: bool = False  # go on from the checkpoint in --out; needs the options of the run that wrote it
     num_steps: int = 64  # steps that each environment takes per iteration
