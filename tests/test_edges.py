@@ -81,3 +81,21 @@ def test_dead_nan_under_debug_nans():
     with jax.debug_nans(True):
         jax.block_until_ready(gae(rewards, values, **arguments))
         jax.block_until_ready(jax.grad(loss, argnums=(0, 1))(rewards, values))
+
+
+def test_steps_of_different_length():
+    """A semi-MDP: a row that stands for k steps has the discounted sum of their rewards, and discount gamma ** k."""
+    rng = np.random.default_rng(0)
+    lengths, gamma = [3, 1, 4, 2], 0.9
+    starts = np.cumsum([0, *lengths[:-1]])
+    rewards, values = rng.normal(size=10).astype(np.float32), rng.normal(size=11).astype(np.float32)
+    fine = gae(rewards, values, np.zeros(10, bool), gamma=gamma, lambda_=1.0)
+    sums = [np.dot(gamma ** np.arange(k), rewards[i : i + k]) for i, k in zip(starts, lengths, strict=True)]
+    coarse = gae(
+        np.array(sums, np.float32),
+        values[[*starts, 10]],
+        np.zeros(4, bool),
+        gamma=np.array(gamma ** np.array(lengths), np.float32),
+        lambda_=1.0,
+    )
+    assert_close(coarse, [x[starts] for x in fine])

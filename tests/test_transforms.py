@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.test_util import check_grads
 from laws import assert_close, flags_of, inputs_of
 from oracle import oracle
@@ -85,9 +86,14 @@ def test_grad_of_vmap_is_vmap_of_grad():
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), other, batched)
 
 
-def test_derivatives_forward_reverse_and_second_order():
+@pytest.mark.parametrize(
+    ("gamma", "lambda_", "dead"), [(0.9, 0.8, 0.0), ("both", "step", 0.3), ("worker", "both", 0.3)]
+)
+def test_derivatives_forward_reverse_and_second_order(gamma, lambda_, dead):
+    """With respect to every floating-point input: gamma and lambda_ too, as meta-gradients want them."""
+    rollout = random_rollout(7, steps=6, batch=(2,), ends=0.2, gamma=gamma, lambda_=lambda_, dead=dead)
     with jax.enable_x64(True):
-        flags, inputs = flags_of(ROLLOUT), jax.tree.map(np.float64, inputs_of(ROLLOUT))
+        flags, inputs = flags_of(rollout), jax.tree.map(np.float64, inputs_of(rollout))
         check_grads(lambda x: gae(**x, **flags), (inputs,), order=2, modes=["fwd", "rev"])
 
 
