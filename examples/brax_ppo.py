@@ -1,6 +1,6 @@
 """Proximal Policy Optimization on a Brax robot, in one file; `gae_jax.gae` estimates the advantages.
 
-    python examples/brax_ppo.py                        # teaches the ant to run: about a minute on two CPU cores
+    python examples/brax_ppo.py                        # teaches the ant to run: two minutes on two CPU cores
     python examples/brax_ppo.py --env reacher --backend mjx --episode-length 100 --reward-scale 1 --gamma 0.95
     python examples/brax_ppo.py --help
 
