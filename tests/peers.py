@@ -279,15 +279,19 @@ def tensors(names):
     return {name: torch.tensor(x) if isinstance(x, np.ndarray) else x for name, x in names.items()}
 
 
-def verl_arrays(rollout):
-    """[B, T] tokens; after the last one it takes the value for 0."""
+def token_arrays(rollout, rewards, mask, lambda_):
+    """[B, T] tokens, under a trainer's names for them; after the last one the value is taken for 0."""
     return {
-        "token_level_rewards": rollout.rewards.T,
+        rewards: rollout.rewards.T,
         "values": rollout.values[:-1].T,
-        "response_mask": np.float32(rollout.live.T),
+        mask: np.float32(rollout.live.T),
         "gamma": rollout.gamma,
-        "lam": rollout.lambda_,
+        lambda_: rollout.lambda_,
     }
+
+
+def verl_arrays(rollout):
+    return token_arrays(rollout, "token_level_rewards", "response_mask", "lam")
 
 
 def verl_advantages(**names):
@@ -297,13 +301,7 @@ def verl_advantages(**names):
 
 
 def tunix_arrays(rollout):
-    return {
-        "rewards": rollout.rewards.T,
-        "values": rollout.values[:-1].T,
-        "completion_mask": np.float32(rollout.live.T),
-        "gamma": rollout.gamma,
-        "gae_lambda": rollout.lambda_,
-    }
+    return token_arrays(rollout, "rewards", "completion_mask", "gae_lambda")
 
 
 def tunix_advantages(**names):

@@ -8,10 +8,7 @@ from rollouts import random_rollout
 import gae_jax
 
 EXAMPLES = [
-    random_rollout(
-        seed, steps=6, batch=(2,), ends=0.25, truncation=truncation, dead=dead, gamma=varying, lambda_=varying
-    )
-    for seed in range(1)
+    random_rollout(0, steps=6, batch=(2,), ends=0.25, truncation=truncation, dead=dead, gamma=varying, lambda_=varying)
     for truncation in (None, "dropped", "final_values")
     for dead in (0.0, 0.3)
     for varying in (0.8, "step", "both")
