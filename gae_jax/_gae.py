@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
+from gae_jax._affine_scan import affine_scan
 from gae_jax._trajectory import Trajectory, Transition, canonical_trajectory, check_arguments, check_shape
 
 
@@ -77,7 +78,7 @@ def gae(
         its value (0 if that is not finite).
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for `[N, T]`.
       axis_name: not available yet.
-      implementation: not available yet.
+      implementation: of the scan over time, as in `affine_scan`: "scan", "blocked", "pallas"; None suits the platform.
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote
@@ -88,8 +89,8 @@ def gae(
 
     Raises:
       TypeError: an argument is not an array of numbers, or not one of flags.
-      ValueError: a shape is not the one above, gamma or lambda_ is a number outside [0, 1], or T is 0.
-      NotImplementedError: axis_name or implementation.
+      ValueError: a shape or name is not one of the above, gamma or lambda_ is a number outside [0, 1], or T is 0.
+      NotImplementedError: axis_name; or an implementation that cannot run here.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.
 
@@ -106,9 +107,8 @@ def gae(
     >>> print(targets)
     [1.375 1.    1.25 ]
     """
-    for name, x in {"axis_name": axis_name, "implementation": implementation}.items():
-        if x is not None:
-            raise NotImplementedError(f"`{name}` is not available yet; leave it None")
+    if axis_name is not None:
+        raise NotImplementedError("`axis_name` is not available yet; leave it None")
     arguments = {
         "rewards": rewards,
         "values": values,
@@ -121,16 +121,16 @@ def gae(
         "lambda_": lambda_,
     }
     check_arguments(arguments)
-    return _gae(arguments, time_axis=time_axis)
+    return _gae(arguments, time_axis=time_axis, implementation=implementation)
 
 
-@functools.partial(jax.jit, static_argnames="time_axis")
-def _gae(arguments: dict[str, ArrayLike | None], *, time_axis: int) -> GAEOutput:
+@functools.partial(jax.jit, static_argnames=("time_axis", "implementation"))
+def _gae(arguments: dict[str, ArrayLike | None], *, time_axis: int, implementation: str | None) -> GAEOutput:
     trajectory = canonical_trajectory(arguments, time_axis)
     value, mask = trajectory.transitions.value, trajectory.transitions.mask
     if mask is not None:  # the target of a dead row is its value, if that is a number
         value = jnp.where(mask | jnp.isfinite(value), value, 0)
-    advantages = _advantages(trajectory)
+    advantages = _advantages(trajectory, implementation)
     targets = advantages + value  # not another output of the loop: that would cost a buffer more
 
     def as_given(x: Array) -> Array:
@@ -139,10 +139,10 @@ def _gae(arguments: dict[str, ArrayLike | None], *, time_axis: int) -> GAEOutput
     return GAEOutput(as_given(advantages), as_given(targets))
 
 
-def _advantages(trajectory: Trajectory) -> Array:
+def _advantages(trajectory: Trajectory, implementation: str | None) -> Array:
     """The recursion, vmapped over every batch axis: `[T, *B]`."""
     steps, *batch = trajectory.transitions.reward.shape
-    lambda_before = _lambda_before(trajectory.lambda_, trajectory.transitions.mask)
+    lambda_before = _lambda_before(trajectory.lambda_, trajectory.transitions.mask, implementation)
     rows: dict[str, Any] = {"transition": trajectory.transitions}
     constants: dict[str, Any] = {}
     for name, x in {"gamma": trajectory.gamma, "lambda_before": lambda_before}.items():
@@ -152,7 +152,7 @@ def _advantages(trajectory: Trajectory) -> Array:
             rows[name] = _per_worker(x, (steps,), tuple(batch))
     row_axes = jax.tree.map(lambda x: 1 if x.ndim > 1 else None, rows)
     constant_axes = jax.tree.map(lambda x: 0 if x.ndim > 0 else None, constants)
-    recursion = _advantages_of_one_worker
+    recursion = functools.partial(_advantages_of_one_worker, implementation=implementation)
     for _ in batch:
         recursion = jax.vmap(recursion, in_axes=(row_axes, constant_axes, 0), out_axes=1)
     return recursion(rows, constants, trajectory.bootstrap_value)
@@ -164,13 +164,13 @@ def _per_worker(x: Array, time: tuple[int, ...], batch: tuple[int, ...]) -> Arra
     return jnp.broadcast_to(x, time + batch) if varies else x.reshape(time)
 
 
-def _advantages_of_one_worker(rows: dict[str, Any], constants: dict[str, Any], bootstrap_value: Array) -> Array:
+def _advantages_of_one_worker(rows: Any, constants: Any, bootstrap_value: Array, implementation: str | None) -> Array:
     """The recursion, over one trajectory: rows `[T]`, constants and bootstrap_value `[]` -> advantages `[T]`."""
 
     def step(h: Array, row: dict[str, Any]) -> tuple[Array, Array]:
         return _step(h, **row, **constants)
 
-    _, advantages = lax.scan(step, bootstrap_value, rows, reverse=True)
+    _, advantages = affine_scan(step, bootstrap_value, rows, reverse=True, implementation=implementation)
     return advantages
 
 
@@ -197,7 +197,7 @@ def _value_after(transition: Transition, h: Array) -> Array:
     return jnp.where(transition.terminated, 0, h)
 
 
-def _lambda_before(lambda_: Array, mask: Array | None) -> Array:
+def _lambda_before(lambda_: Array, mask: Array | None, implementation: str | None) -> Array:
     """The λ of the transition before, the last live one: A_t = δ_t + γ_t λ_t A_{t+1}, so h_t is mixed with λ_{t-1}."""
     if len(lambda_) == 1:  # it does not vary over time
         return lambda_
@@ -208,7 +208,7 @@ def _lambda_before(lambda_: Array, mask: Array | None) -> Array:
         return jnp.where(row[1], row[0], last), last
 
     lambda_ = jnp.broadcast_to(lambda_, mask.shape)
-    return lax.scan(last_live, jnp.zeros_like(lambda_[0]), (lambda_, mask))[1]
+    return affine_scan(last_live, jnp.zeros_like(lambda_[0]), (lambda_, mask), implementation=implementation)[1]
 
 
 @dataclasses.dataclass(frozen=True)

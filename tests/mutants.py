@@ -35,7 +35,7 @@ NOT_CUT = (
     " & ~(transition.terminated ^ transition.terminated if transition.truncated is None else transition.truncated)"
 )
 SHARED = "(rows, constants, jnp.broadcast_to(trajectory.bootstrap_value.ravel()[0], tuple(batch)))"
-SCAN = "    _, advantages = lax.scan(step, bootstrap_value, rows, reverse=True)\n"
+SCAN = "    _, advantages = affine_scan(step, bootstrap_value, rows, reverse=True, implementation=implementation)\n"
 CUT = "jnp.where(transition.truncated, final_value, h)"
 END = "jnp.where(transition.terminated, 0, h)"
 LOST = "jnp.where(transition.truncated & ~transition.terminated, 0, advantage)"
@@ -150,7 +150,7 @@ MUTANTS = (
         ("a_batch_equals_its_workers",),
     ),
     Mutant("target_without_value", GAE, "advantages + value", "advantages", ("matches_oracle",)),
-    Mutant("target_detached", GAE, "as_given(targets)", "as_given(lax.stop_gradient(targets))", GRADIENT_LAW),
+    Mutant("target_detached", GAE, "as_given(targets)", "as_given(jax.lax.stop_gradient(targets))", GRADIENT_LAW),
     # The mask.
     Mutant("dead_row_cuts", GAE, "jnp.where(mask, h_before, h)", "jnp.where(mask, h_before, 0)", MASK_LAWS),
     Mutant("dead_row_is_live", GAE, "jnp.where(mask, h_before, h)", "h_before", MASK_LAWS),

@@ -89,20 +89,23 @@ TYPES = [
     ({"gamma": True}, r"`gamma` must hold floating-point numbers or integers; got dtype bool"),
     ({"lambda_": "0.95"}, r"`lambda_` must be an array of numbers; got str"),
 ]
+NAMES = [
+    ({"implementation": "cuda"}, r"`implementation` must be None or one of 'scan', 'blocked', 'pallas'; got 'cuda'"),
+]
 RANGES = [
     ({name: x}, rf"`{name}` must lie in \[0, 1\]; got {x}")
     for name in ("gamma", "lambda_")
     for x in (1.5, -0.1, 99, float("nan"), np.float32(1.5), np.float64(-0.5), np.int64(2), np.array(1.5))
 ]
-LATER = [
+NOT_HERE = [
     ({"axis_name": "time"}, r"`axis_name` is not available yet"),
-    ({"implementation": "blocked"}, r"`implementation` is not available yet"),
+    ({"implementation": "pallas"}, r"implementation='pallas' is for TPUs; this program is compiled for cpu"),
 ]
 CASES = [
-    *((GOOD | change, ValueError, message) for change, message in SHAPES + RANGES),
+    *((GOOD | change, ValueError, message) for change, message in SHAPES + NAMES + RANGES),
     *((SPLIT | change, ValueError, message) for change, message in SPLIT_SHAPES),
     *((GOOD | change, TypeError, message) for change, message in TYPES),
-    *((GOOD | change, NotImplementedError, message) for change, message in LATER),
+    *((GOOD | change, NotImplementedError, message) for change, message in NOT_HERE),
 ]
 
 

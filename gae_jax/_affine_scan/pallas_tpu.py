@@ -1,0 +1,135 @@
+"""The same scan as one TPU kernel: every row is read once, and the carry stays on the chip.
+
+The grid is blocks of lanes (the batch, flattened) by blocks of time; the blocks of time run one after the other, the
+carry waiting in scratch memory. In a block, a loop runs the step row by row. The last blocks may hang over the edge:
+the loop ends where the rows end, and of lanes beyond the edge nothing is kept.
+
+The step has been traced for `[*B]` and must run on a row of lanes: it can, if all that it does is elementwise.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
+
+MOST_LANES = 2048  # in a block: with fewer, the loop itself costs more than its work; with more, registers run out
+VMEM = 8 * 2**20  # bytes for the blocks in flight: half of what the smaller chips have
+TILE = 32  # rows in a tile of the narrowest type, int8
+RESHAPES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
+ELEMENTWISE = {
+    *("abs", "neg", "sign", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "logistic", "tanh", "square"),
+    *("add", "sub", "mul", "div", "rem", "max", "min", "pow", "integer_pow", "add_any", "copy", "convert_element_type"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "not", "select_n", "clamp", "is_finite"),
+}
+
+
+def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, *, reverse: bool, interpret: Any = False) -> Any:
+    """Runs the step row by row in one kernel.
+
+    Raises:
+      NotImplementedError: something in the step is not elementwise, or neither bool nor 32 bits wide.
+    """
+    closed, shapes = jax.make_jaxpr(step, return_shape=True)(init, jax.tree.map(lambda x: jax.typeof(x[0]), xs))
+    if any(y.shape != init.shape or y.dtype.itemsize != 4 for y in closed.out_avals):
+        raise NotImplementedError(f"the kernel writes 32 bits in the shape of the carry; got {closed.out_avals}")
+    length, lanes = len(jax.tree.leaves(xs)[0]), init.size
+    parameters = [_lanes(jnp.asarray(x), init.shape) for x in closed.consts]
+    rows = [_lanes(x, init.shape, length) for x in jax.tree.leaves(xs)]
+    inputs = parameters, _lanes(init, init.shape), rows
+    last = jax.ShapeDtypeStruct((1, lanes), init.dtype)
+    outputs = last, [jax.ShapeDtypeStruct((length, lanes), y.dtype) for y in closed.out_avals[1:]]
+
+    # Two blocks of every array are in flight, and flags are widened to 32 bits besides.
+    row_bytes = sum(8 if x.dtype.itemsize == 4 else 2 + 4 for x in jax.tree.leaves((inputs, outputs)))
+    lanes_in_block = min(lanes, MOST_LANES, VMEM // (row_bytes * TILE * 128) * 128)
+    rows_in_block = min(length, VMEM // (row_bytes * pl.cdiv(lanes_in_block, 128) * 128) // TILE * TILE)
+    grid = pl.cdiv(lanes, lanes_in_block), pl.cdiv(length, rows_in_block)
+
+    def block_of_time(j: Any) -> Any:
+        return grid[1] - 1 - j if reverse else j
+
+    def spec(x: Any) -> pl.BlockSpec:
+        per_row, per_lane = x.shape[0] > 1, x.shape[1] > 1
+        block = rows_in_block if per_row else 1, lanes_in_block if per_lane else 1
+        return pl.BlockSpec(block, lambda i, j: (block_of_time(j) if per_row else 0, i if per_lane else 0))
+
+    def kernel(parameters: Any, init: Any, rows: Any, last: Any, ys: Any, carry: Any, widened: Any) -> None:
+        @pl.when(pl.program_id(1) == 0)
+        def _() -> None:
+            carry[...] = init[...]
+
+        for narrow, wide in zip(rows, widened, strict=True):
+            if wide is not None:  # a single row of bytes is not to be had
+                wide[...] = narrow[...].astype(jnp.int32)
+        wide_rows = [narrow if wide is None else wide for narrow, wide in zip(rows, widened, strict=True)]
+        rows_here = jnp.minimum(rows_in_block, length - block_of_time(pl.program_id(1)) * rows_in_block)
+
+        def run_row(i: Array, h: Array) -> Array:
+            t = pl.ds(rows_here - 1 - i if reverse else i, 1)
+            arguments = [*(x[...] for x in parameters), h, *(x[t, :] for x in wide_rows)]
+            h, *y = (jnp.broadcast_to(x, carry.shape) for x in _elementwise(closed.jaxpr, arguments))
+            for ref, x in zip(ys, y, strict=True):
+                ref[t, :] = x
+            return h
+
+        carry[...] = lax.fori_loop(0, rows_here, run_row, carry[...])
+        last[...] = carry[...]
+
+    def widened(x: Array) -> Any:
+        shape = min(rows_in_block, x.shape[0]), min(lanes_in_block, x.shape[1])
+        return pltpu.VMEM(shape, jnp.int32) if x.dtype == jnp.int8 else None
+
+    last, ys = pl.pallas_call(
+        kernel,
+        name="affine_scan",
+        grid=grid,
+        in_specs=jax.tree.map(spec, inputs),
+        out_specs=jax.tree.map(spec, outputs),
+        out_shape=outputs,
+        scratch_shapes=[pltpu.VMEM((1, lanes_in_block), init.dtype), [widened(x) for x in rows]],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        interpret=interpret,
+    )(*inputs)
+    _, y_tree = jax.tree.flatten(shapes[1])
+    return last.reshape(init.shape), jax.tree.unflatten(y_tree, [y.reshape(length, *init.shape) for y in ys])
+
+
+def _lanes(x: Array, batch: tuple[int, ...], length: int = 1) -> Array:
+    """From `[*B]`, or `[length, *B]`, to `[length, N]`; to `[length, 1]` if the batch shares it. Flags become bytes."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.int8)
+    elif x.dtype.itemsize != 4:
+        raise NotImplementedError(f"the kernel reads flags and 32 bits; got {x.dtype}")
+    if x.size != length and x.shape[x.ndim - len(batch) :] != batch:
+        raise NotImplementedError(f"the kernel reads rows in the shape of the carry, {batch}; got {x.shape}")
+    return x.reshape(length, -1)
+
+
+def _elementwise(jaxpr: Jaxpr, arguments: Sequence[Any]) -> list[Any]:
+    """Runs a program traced for `[*B]` on rows of lanes, `[1, N]`, or `[1, 1]` for what the batch shares."""
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], arguments, strict=True))
+
+    def read(x: Any) -> Any:
+        dtype = x.aval.dtype
+        value = jnp.full((1, 1), x.val, dtype) if isinstance(x, Literal) else values[x]
+        return value != 0 if dtype == jnp.bool_ and value.dtype != jnp.bool_ else value
+
+    for equation in jaxpr.eqns:
+        name, inputs = equation.primitive.name, [read(x) for x in equation.invars]
+        [output, *others] = equation.outvars
+        inner = list(jaxprs_in_params(equation.params))
+        if len(inner) == 1 and len(inner[0].invars) == len(inputs):
+            results = _elementwise(inner[0], inputs)
+        elif name in RESHAPES and (inputs[0].size == 1 or equation.invars[0].aval == output.aval):
+            results = inputs[:1]
+        elif name in ELEMENTWISE and not others:
+            results = [equation.primitive.bind(*jnp.broadcast_arrays(*inputs), **equation.params)]
+        else:
+            raise NotImplementedError(f"the kernel runs elementwise operations only; got `{name}`")
+        values |= dict(zip(equation.outvars, results, strict=True))
+    return [read(x) for x in jaxpr.outvars]
