@@ -12,6 +12,7 @@ from typing import NamedTuple
 import gae_jax
 
 GAE, ROWS = "_gae.py", "_trajectory.py"
+BLOCKED, KERNEL, RULES = (f"_affine_scan/{name}.py" for name in ("blocked", "pallas_tpu", "primitive"))
 
 
 class Mutant(NamedTuple):
@@ -28,6 +29,10 @@ def rolled(shift: int) -> str:
     return f'terminated=jnp.roll(rows["terminated"], {shift}, 0),'
 
 
+SIMULATED = ("kernel_is_lax_scan",)
+BATCHES = ("batches_as_lax_scan",)
+FORGETS = ("forgets_what_is_cut",)
+DERIVATIVE = ("differentiates_as_lax_scan",)
 SPLIT_LAW = ("bootstrap_value_is_the_last_value",)
 GRADIENT_LAW = ("gradients_are_those_of_the_definition",)
 MASK_LAWS = ("matches_oracle", "a_masked_row_is_as_if_it_were_not_there")
@@ -165,6 +170,43 @@ MUTANTS = (
         ("nothing_dead_leaks",),
     ),
     Mutant("lambda_of_a_dead_first_row", GAE, "jnp.zeros_like(lambda_[0])", "lambda_[0]", ("nothing_dead_leaks",)),
+)
+
+
+AFFINE_MUTANTS = (
+    # The blocks.
+    Mutant(
+        "blocks_composed_backwards",
+        BLOCKED,
+        "_times(a_k, block_b) + b_k",
+        "_times(block_a, b_k) + block_b",
+        ("is_lax_scan",),
+    ),
+    Mutant("filled_up_with_steps_that_cut", BLOCKED, "missing + 1", "missing", ("is_lax_scan",)),
+    Mutant("carries_left_reversed", BLOCKED, "entering = entering[::-1]", "pass", ("is_lax_scan",)),
+    Mutant("rows_left_reversed", BLOCKED, "a, b = a[::-1], b[::-1]", "pass", ("is_lax_scan",)),
+    Mutant("blocks_entered_late", BLOCKED, "_chain(steps[:-1]", "_chain(steps[1:]", ("is_lax_scan",)),
+    Mutant("zero_times_nan_between_rows", BLOCKED, "jnp.where((a == 0) & ~jnp.isfinite(x), 0, x)", "x", FORGETS),
+    # The kernel.
+    Mutant("blocks_of_time_at_once", KERNEL, '"parallel", "arbitrary"', '"parallel", "parallel"', SIMULATED),
+    Mutant(
+        "runs_over_the_edge", KERNEL, "jnp.minimum(rows_in_block, length", "jnp.maximum(rows_in_block, 0", SIMULATED
+    ),
+    Mutant("a_carry_for_every_block", KERNEL, "pl.program_id(1) == 0", "pl.program_id(1) >= 0", SIMULATED),
+    Mutant("no_first_carry", KERNEL, "pl.program_id(1) == 0", "pl.program_id(1) < 0", SIMULATED),
+    Mutant("blocks_forward_in_reverse", KERNEL, "return grid[1] - 1 - j if reverse else j", "return j", SIMULATED),
+    Mutant("rows_forward_in_reverse", KERNEL, "rows_here - 1 - i if reverse else i", "i", SIMULATED),
+    # The rules.
+    Mutant("transposed_the_same_way", RULES, "reverse=not how.reverse", "reverse=how.reverse", DERIVATIVE),
+    Mutant(
+        "derivative_at_the_next_carry",
+        RULES,
+        "return new_carry, (ys, carry)",
+        "return new_carry, (ys, new_carry)",
+        DERIVATIVE,
+    ),
+    Mutant("derivative_of_the_first_row", RULES, "jnp.sum(ct, axis=0)", "ct[0]", DERIVATIVE),
+    Mutant("workers_in_reverse", RULES, "jnp.moveaxis(x, a, to)", "jnp.flip(jnp.moveaxis(x, a, to), to)", BATCHES),
 )
 
 

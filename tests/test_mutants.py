@@ -1,8 +1,12 @@
 """Code that is subtly wrong does not pass: every mutant breaks the laws that are there to catch it."""
 
+import functools
+import types
+
+import affine
 import laws
 import pytest
-from mutants import MUTANTS, load
+from mutants import AFFINE_MUTANTS, MUTANTS, load
 from rollouts import random_rollout
 
 import gae_jax
@@ -25,9 +29,13 @@ def breaks(lib, law):
     return False
 
 
+BLOCKED = types.SimpleNamespace(gae=functools.partial(gae_jax.gae, implementation="blocked"))
+
+
+@pytest.mark.parametrize("lib", [gae_jax, BLOCKED], ids=["default", "blocked"])
 @pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
-def test_the_library_itself_breaks_no_law(law):
-    assert not breaks(gae_jax, law)
+def test_the_library_itself_breaks_no_law(law, lib):
+    assert not breaks(lib, law)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -41,3 +49,18 @@ def test_mutant_is_caught(mutant, tmp_path):
 def test_every_law_catches_a_mutant():
     needed = {name for mutant in MUTANTS for name in mutant.caught_by}
     assert needed == {law.__name__ for law in laws.LAWS}
+
+
+@pytest.mark.parametrize("mutant", AFFINE_MUTANTS, ids=lambda mutant: mutant.name)
+def test_affine_mutant_is_caught(mutant, tmp_path):
+    lib = load(mutant, tmp_path)
+    assert lib.__file__ != gae_jax.__file__
+    for name in mutant.caught_by:
+        law = getattr(affine, name)
+        with pytest.raises(AssertionError):
+            law(lib) if law is affine.kernel_is_lax_scan else law(lib, "blocked")
+
+
+def test_every_affine_law_catches_a_mutant():
+    needed = {name for mutant in AFFINE_MUTANTS for name in mutant.caught_by}
+    assert needed == {law.__name__ for law in (*affine.LAWS, affine.kernel_is_lax_scan)} - {"shares_as_lax_scan"}

@@ -28,7 +28,7 @@ ELEMENTWISE = {
 }
 
 
-def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, *, reverse: bool, interpret: Any = False) -> Any:
+def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step row by row in one kernel.
 
     Raises:
@@ -93,7 +93,6 @@ def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, *, reverse: bool,
         out_shape=outputs,
         scratch_shapes=[pltpu.VMEM((1, lanes_in_block), init.dtype), [widened(x) for x in rows]],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
-        interpret=interpret,
     )(*inputs)
     _, y_tree = jax.tree.flatten(shapes[1])
     return last.reshape(init.shape), jax.tree.unflatten(y_tree, [y.reshape(length, *init.shape) for y in ys])

@@ -135,7 +135,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tupl
     parameters, init, xs = how.split(primals)
     d_parameters, d_init, d_xs = how.split([None if type(dx) is ad.Zero else dx for dx in tangents])
     d_init = jnp.zeros_like(init) if d_init is None else d_init
-    scanned = functools.partial(bind, reverse=how.reverse, implementation=how.implementation)
+    scanned = functools.partial(bind, reverse=how.reverse)
 
     def derivative(parameters: Any, d_carry: Any, row: Any) -> tuple[Any, Any]:
         (parameters, d_parameters), (carry, row, d_row) = parameters, row
@@ -155,11 +155,13 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tupl
     row = jax.typeof(init), row_types(xs), row_types(d_xs)
     _, used, _ = _trace(derivative, (parameters, d_parameters), d_init, row)
     if used[-len(jax.tree.leaves(row))]:
-        last, (ys, carries) = scanned(remembering, parameters, init, xs)
+        last, (ys, carries) = scanned(remembering, parameters, init, xs, implementation=how.implementation)
     else:  # it is the same from any carry
-        last, ys = scanned(how.call, parameters, init, xs)
+        last, ys = scanned(how.call, parameters, init, xs, implementation=how.implementation)
         carries = jnp.zeros((len(xs[0]), *init.shape), init.dtype)
-    d_last, d_ys = scanned(derivative, (parameters, d_parameters), d_init, (carries, xs, d_xs))
+    # The kernel runs what is elementwise, and a derivative may not be: its implementation is chosen anew.
+    by = "blocked" if how.implementation == "blocked" else None
+    d_last, d_ys = scanned(derivative, (parameters, d_parameters), d_init, (carries, xs, d_xs), implementation=by)
     d_ys = iter(d_ys)
     zeros = [ad.Zero(jax.typeof(y).to_tangent_aval()) for y in ys]
     return [last, *ys], [d_last, *(next(d_ys) if _is_float(y) else zero for y, zero in zip(ys, zeros, strict=True))]
