@@ -1,6 +1,11 @@
-"""Every test runs as strictly as JAX allows, with more than one device."""
+"""Every test runs as strictly as JAX allows, on several devices: CPUs, unless JAX_PLATFORMS says otherwise."""
+
+import os
 
 import hypothesis
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)

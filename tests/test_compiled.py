@@ -1,4 +1,4 @@
-"""What the compiler makes of `gae`: one loop, however it is batched."""
+"""What the compiler makes of `gae`: one loop, however it is batched, on CPUs; and no loop elsewhere."""
 
 import collections
 import re
@@ -62,3 +62,18 @@ def test_the_gradient_is_two_loops():
     """Once forward for what the derivative needs, once back: no loop inside a loop."""
     executable = compiled(jax.grad(lambda *arrays: jnp.sum(call(*arrays).advantages ** 2), argnums=(0, 1)))
     assert opcodes(executable)["while"] == 2
+
+
+@pytest.mark.parametrize(
+    ("platform", "loops", "kernels"), [("cpu", 1, 0), ("cuda", 0, 0), ("rocm", 0, 0), ("tpu", 0, 1)]
+)
+def test_one_traced_program_is_lowered_for_each_platform_in_its_own_way(platform, loops, kernels):
+    program = jax.jit(call).trace(*SHAPES, FINAL).lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("stablehlo.while") == loops
+    assert program.count("tpu_custom_call") == kernels
+
+
+def test_for_all_platforms_at_once():
+    exported = jax.export.export(jax.jit(call), platforms=("cpu", "cuda", "tpu"))(*SHAPES, FINAL)
+    program = exported.mlir_module()
+    assert program.count("stablehlo.while") == program.count("tpu_custom_call") == 1

@@ -126,6 +126,9 @@ def _elementwise(jaxpr: Jaxpr, arguments: Sequence[Any]) -> list[Any]:
             results = _elementwise(inner[0], inputs)
         elif name in RESHAPES and (inputs[0].size == 1 or equation.invars[0].aval == output.aval):
             results = inputs[:1]
+        elif name == "select_n" and inputs[1].dtype == jnp.bool_:  # which the compiler does not take
+            which, first, second = jnp.broadcast_arrays(*inputs)
+            results = [(~which & first) | (which & second)]
         elif name in ELEMENTWISE and not others:
             results = [equation.primitive.bind(*jnp.broadcast_arrays(*inputs), **equation.params)]
         else:

@@ -1,0 +1,123 @@
+"""What `gae` is when compiled for GPUs and TPUs, on a machine with neither: kernels, loops, memory. Never speed.
+
+It needs the extra `aot`: `pytest -m aot`.
+"""
+
+import pytest
+
+pytest.importorskip("libtpu", reason="what is compiled for GPUs and TPUs needs the extra `aot`")
+pytest.importorskip("jax_plugins.xla_cuda12", reason="what is compiled for GPUs and TPUs needs the extra `aot`")
+
+import chips
+import jax
+import jax.numpy as jnp
+
+from gae_jax import gae
+
+pytestmark = pytest.mark.aot
+
+
+def call(rewards, values, terminated, bootstrap_value, implementation=None):
+    return gae(
+        rewards,
+        values,
+        terminated,
+        gamma=0.99,
+        lambda_=0.95,
+        bootstrap_value=bootstrap_value,
+        implementation=implementation,
+    )
+
+
+def shapes(length, lanes):
+    rows = jax.ShapeDtypeStruct((length, lanes), jnp.float32)
+    return rows, rows, jax.ShapeDtypeStruct((length, lanes), jnp.bool_), jax.ShapeDtypeStruct((lanes,), jnp.float32)
+
+
+def by(implementation):
+    return lambda *rollout: call(*rollout, implementation=implementation)
+
+
+def scratch(executable):
+    return executable.memory_analysis().temp_size_in_bytes
+
+
+one_by_one = jax.vmap(call, in_axes=(1, 1, 1, 0), out_axes=1)
+
+
+@pytest.mark.parametrize("chip", chips.GPUS)
+@pytest.mark.parametrize(("length", "lanes", "most"), [(16, 4096, 1), (128, 4096, 3), (4096, 64, 5), (65536, 16, 8)])
+def test_a_gpu_launches_a_few_kernels(chip, length, lanes, most):
+    executable = chips.compiled(chip, call, *shapes(length, lanes))
+    assert set(chips.launched(executable)) == {"fusion"}
+    assert chips.launched(executable)["fusion"] <= most
+    assert scratch(executable) < 0.2 * (4 + 4 + 1) * length * lanes
+
+
+def test_the_count_can_tell():
+    assert "while" in chips.launched(chips.compiled("H100", by("scan"), *shapes(16, 4096)))
+
+
+@pytest.mark.parametrize("chip", ["H100", "v5e"])
+@pytest.mark.parametrize(("length", "lanes"), [(128, 4096), (2048, 128)])
+def test_single_trajectories_vmapped_are_the_batched_call(chip, length, lanes):
+    vmapped, batched = (chips.compiled(chip, fn, *shapes(length, lanes)) for fn in (one_by_one, call))
+    assert chips.launched(vmapped) == chips.launched(batched)
+    assert scratch(vmapped) == scratch(batched)
+
+
+def test_a_gradient_has_no_loop_either():
+    def loss(*rollout):
+        return jnp.sum(call(*rollout).advantages ** 2)
+
+    executable = chips.compiled("H100", jax.grad(loss, argnums=(0, 1, 3)), *shapes(128, 4096))
+    assert set(chips.launched(executable)) == {"fusion"}
+    assert chips.launched(executable)["fusion"] <= 12
+
+
+@pytest.mark.parametrize("chip", chips.TPUS)
+@pytest.mark.parametrize(("length", "lanes"), [(1, 1), (16, 32), (1000, 300), (128, 4096), (2048, 2048), (65536, 16)])
+def test_a_tpu_runs_one_kernel(chip, length, lanes):
+    text = chips.text(chips.compiled(chip, by("pallas"), *shapes(length, lanes)))
+    assert text.count('custom_call_target="tpu_custom_call"') == 1
+    assert " while(" not in text
+
+
+@pytest.mark.parametrize(("lanes", "kernels"), [(4, 0), (16, 1), (4096, 1)])
+def test_a_tpu_runs_the_kernel_unless_the_batch_is_narrow(lanes, kernels):
+    text = chips.text(chips.compiled("v5e", call, *shapes(128, lanes)))
+    assert text.count('custom_call_target="tpu_custom_call"') == kernels
+    assert " while(" not in text
+
+
+def test_the_kernel_takes_every_argument():
+    def everything(rewards, values, terminated, bootstrap_value, truncated, final_values, mask, gamma, lambda_):
+        return gae(
+            rewards,
+            values,
+            terminated,
+            truncated,
+            gamma=gamma,
+            lambda_=lambda_,
+            bootstrap_value=bootstrap_value,
+            final_values=final_values,
+            mask=mask,
+            implementation="pallas",
+        )
+
+    rows, _, flags, last = shapes(100, 300)
+    text = chips.text(chips.compiled("v5e", everything, rows, rows, flags, last, flags, rows, flags, last, rows))
+    assert text.count('custom_call_target="tpu_custom_call"') == 2  # one to find the lambda before each row
+
+
+@pytest.mark.parametrize("chip", chips.TPUS)
+def test_the_compiler_expects_the_kernel_to_be_ahead(chip):
+    """In its own estimate of cycles, at 128 x 4096: two blocks of lanes, and one of time."""
+    rollout = shapes(128, 4096)
+    kernel = chips.kernel_cycles(by("pallas"), chip, *rollout, rows=2 * 128, blocks=2)
+    blocked, scan = (
+        chips.estimated_cycles(chips.compiled(chip, by(name), *rollout), 128) for name in ("blocked", "scan")
+    )
+    print(f"{chip}: pallas {kernel}, blocked {blocked}, scan {scan} cycles")
+    assert 2 * kernel < blocked
+    assert 2 * blocked < scan
