@@ -6,12 +6,20 @@ that code which is subtly wrong does not pass it.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from oracle import oracle
 from rollouts import FLAGS, PARAMETERS, Rollout
+
+
+class Library(NamedTuple):
+    """What a law asks of a library."""
+
+    gae: Callable[..., Any]
 
 
 def matches_oracle(lib, rollout):

@@ -1,7 +1,10 @@
 """`affine_scan` is `lax.scan`, for steps that are affine in their carry."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import laws
 import pytest
 from affine import (
     LAWS,
@@ -15,6 +18,7 @@ from affine import (
 )
 from jax import lax
 from jax.experimental import checkify
+from rollouts import random_rollout
 
 import gae_jax
 from gae_jax import affine_scan
@@ -38,6 +42,13 @@ def test_law(law, name):
             law(gae_jax, name)
     else:
         law(gae_jax, name)
+
+
+@pytest.mark.parametrize("law", [laws.matches_oracle, laws.nothing_dead_leaks], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("dead", [0.0, 0.3])
+def test_gae_by_the_kernel(law, dead):
+    rollout = random_rollout(0, steps=20, batch=(2,), dead=dead, gamma="step", lambda_="both")
+    law(laws.Library(functools.partial(gae_jax.gae, implementation="interpreted")), rollout)
 
 
 @pytest.mark.parametrize("name", ["blocked", "interpreted"])
@@ -75,6 +86,8 @@ def test_without_jit_inside_scan_and_checkify(name):
     error, got = checkify.checkify(jax.jit(lambda init: scanned(gae_jax, name, closed_over, init, xs)))(init)
     error.throw()
     assert_all_close(got, want)
+    with jax.disable_jit():
+        assert_all_close(scanned(gae_jax, name, closed_over, init, xs), want)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """What the compiler makes of `gae`: one loop, however it is batched, on CPUs; and no loop elsewhere."""
 
 import collections
+import functools
 import re
 
 import jax
@@ -14,8 +15,9 @@ SHAPES = (jax.ShapeDtypeStruct((T, N), jnp.float32),) * 2 + (jax.ShapeDtypeStruc
 FINAL = jax.ShapeDtypeStruct((N,), jnp.float32)
 
 
-def call(rewards, values, terminated, truncated, bootstrap_value):
-    return gae(rewards, values, terminated, truncated, gamma=0.9, lambda_=0.8, bootstrap_value=bootstrap_value)
+def call(rewards, values, terminated, truncated, bootstrap_value, implementation=None):
+    how = {"gamma": 0.9, "lambda_": 0.8, "implementation": implementation}
+    return gae(rewards, values, terminated, truncated, bootstrap_value=bootstrap_value, **how)
 
 
 def compiled(fn):
@@ -44,6 +46,12 @@ def test_single_trajectories_vmapped_are_the_batched_call():
     assert opcodes(vmapped) == opcodes(batched)
     assert vmapped.cost_analysis() == batched.cost_analysis()
     assert str(vmapped.memory_analysis()) == str(batched.memory_analysis())
+
+
+@pytest.mark.parametrize(("implementation", "loops"), [("scan", 1), ("blocked", 0)])
+def test_the_implementation_asked_for_is_the_one_that_runs(implementation, loops):
+    executable = compiled(functools.partial(call, implementation=implementation))
+    assert opcodes(executable)["while"] == loops
 
 
 def test_the_count_can_tell():

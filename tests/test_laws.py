@@ -23,8 +23,9 @@ EXAMPLES = hypothesis.settings().max_examples
     time_axis=st.integers(0, 2),
     split=st.booleans(),
     flag_dtype=st.sampled_from([bool, np.int32, np.float32]),
+    implementation=st.sampled_from([None, "scan", "blocked"]),
 )
-def test_all_arguments_at_once(rollout, time_axis, split, flag_dtype):
+def test_all_arguments_at_once(rollout, time_axis, split, flag_dtype, implementation):
     """Whatever is passed, in whatever form: within 1e-5 of the oracle, relative to the largest advantage."""
     want = oracle(**rollout.arguments())
     time_axis %= rollout.rewards.ndim
@@ -34,7 +35,7 @@ def test_all_arguments_at_once(rollout, time_axis, split, flag_dtype):
     if split:
         arguments |= {"values": np.moveaxis(rollout.values[:-1], 0, time_axis), "bootstrap_value": rollout.values[-1]}
 
-    output = gae_jax.gae(**arguments, time_axis=time_axis)
+    output = gae_jax.gae(**arguments, time_axis=time_axis, implementation=implementation)
 
     got = [np.moveaxis(np.asarray(x), time_axis, 0) for x in output]
     scale = max(1.0, np.abs(want[0]).max())

@@ -50,9 +50,9 @@ def affine_scan(
     Returns:
       (carry, ys): the last carry `[*B]`, and the rows `[T, ...]` of the step's results.
 
-    Differentiable in `init`, `xs` and what the step closes over, forward and in reverse, to any order; a gradient
-    remembers at most one carry a row. Where a is 0, a carry that is not finite is forgotten. Products of a's over parts
-    of the scan must not overflow.
+    Call it inside `jax.jit`: outside, every call compiles. It is differentiable in `init`, `xs` and what the step
+    closes over, forward and in reverse, to any order; a gradient remembers at most one carry a row. Where a is 0, a
+    carry that is not finite is forgotten. Products of a's over parts of the scan must not overflow.
 
     That the carry is affine is seen from the derivative of the step, which must not depend on the carry. It cannot be
     seen of a function whose derivative hides it: one that is constant by pieces, such as `jnp.floor` or a comparison

@@ -111,6 +111,13 @@ def _best(platform: str, step: Callable[..., Any], init: Array, xs: Any) -> str:
     return "blocked"
 
 
+def _run(*operands: Any, **params: Any) -> list[Array]:
+    config: Any = jax.config
+    if config.jax_disable_jit:
+        return _lower(*operands, platform="cpu", **params)
+    return jax.jit(functools.partial(affine_scan_p.bind, **params))(*operands)
+
+
 def _abstract_eval(*avals: Any, **params: Any) -> list[Any]:
     specification = functools.partial(_lower, platform="cpu", **params | {"implementation": "scan"})
     return jax.make_jaxpr(specification)(*avals).out_avals
@@ -200,7 +207,7 @@ def _is_float(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-affine_scan_p.def_impl(lambda *operands, **params: jax.jit(functools.partial(affine_scan_p.bind, **params))(*operands))
+affine_scan_p.def_impl(_run)
 affine_scan_p.def_abstract_eval(_abstract_eval)
 for platform in PLATFORMS:
     rule = mlir.lower_fun(functools.partial(_lower, platform=platform), multiple_results=True)
