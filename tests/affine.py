@@ -142,7 +142,7 @@ def shares_as_lax_scan(lib, name, length=19):
         assert_all_close(got, want)
 
 
-def kernel_is_lax_scan(lib, length=70, lanes=300):
+def kernel_is_lax_scan(lib, length=40, lanes=130):
     """The kernel in a simulator, in blocks of 32 rows by 128 lanes: two cores, NaN where nothing is written."""
     simulator = pltpu.InterpretParams(
         detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2, random_seed=0

@@ -44,11 +44,15 @@ def test_law(law, name):
         law(gae_jax, name)
 
 
-@pytest.mark.parametrize("law", [laws.matches_oracle, laws.nothing_dead_leaks], ids=lambda law: law.__name__)
+GAE_LAWS = laws.matches_oracle, laws.nothing_dead_leaks, laws.gradients_are_those_of_the_definition
+
+
+@pytest.mark.parametrize("name", ["blocked", "interpreted"])
+@pytest.mark.parametrize("law", GAE_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("dead", [0.0, 0.3])
-def test_gae_by_the_kernel(law, dead):
+def test_gae_in_parallel(law, dead, name):
     rollout = random_rollout(0, steps=20, batch=(2,), dead=dead, gamma="step", lambda_="both")
-    law(laws.Library(functools.partial(gae_jax.gae, implementation="interpreted")), rollout)
+    law(laws.Library(functools.partial(gae_jax.gae, implementation=name)), rollout)
 
 
 @pytest.mark.parametrize("name", ["blocked", "interpreted"])
@@ -57,13 +61,13 @@ def test_any_batch_axes(batch, name):
     is_lax_scan(gae_jax, name, 20, batch)
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 127, 128, 129, 256, 257, 2049])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 128, 129, 257, 2049])
 def test_any_length(length):
     """Whole blocks, one row more, one less; one stage, two, three, four."""
     is_lax_scan(gae_jax, "blocked", length)
 
 
-@pytest.mark.parametrize(("length", "lanes"), [(1, 1), (70, 1), (70, 300), (40, 256)])
+@pytest.mark.parametrize(("length", "lanes"), [(1, 1), (70, 1), (40, 130)])
 def test_kernel_of_any_size(length, lanes):
     kernel_is_lax_scan(gae_jax, length, lanes)
 
