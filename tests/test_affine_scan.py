@@ -165,6 +165,19 @@ def test_a_branch_on_the_row_is_affine(name):
         assert last == (1 - 2 - 1 + 0) * 2 * 2
 
 
+def test_a_step_that_prints_runs_row_by_row(capfd):
+    def step(carry, row):
+        jax.debug.print("from {}", jnp.sum(carry), ordered=True)
+        return carry / 2 + row, carry
+
+    for name in (None, "scan"):
+        jax.block_until_ready(affine_scan(step, 2.0, jnp.ones(3), implementation=name))
+        jax.effects_barrier()
+        assert capfd.readouterr().out == "from 2.0\nfrom 2.0\nfrom 2.0\n"
+    with pytest.raises(NotImplementedError, match=r"`step` has effects, .*; only implementation='scan'"):
+        affine_scan(step, 2.0, jnp.ones(3), implementation="blocked")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -57,12 +57,14 @@ def affine_scan(
     That the carry is affine is seen from the derivative of the step, which must not depend on the carry. It cannot be
     seen of a function whose derivative hides it: one that is constant by pieces, such as `jnp.floor` or a comparison
     turned into a number, or is said to have another derivative, as by `jax.lax.stop_gradient`. Nor can it be seen that
-    a step mixes elements, as `carry[::-1]` does. These give wrong results.
+    a step mixes elements, as `carry[::-1]` does. These give wrong results. A step with effects, `jax.debug.print` say,
+    is not looked at: it runs row by row.
 
     Raises:
       ValueError: the step is not affine in the carry, T is 0, or there is no such implementation.
       TypeError: the carry is not one floating-point array, or the step does not return one like it.
-      NotImplementedError: "pallas" cannot run this step, or not on the platform that the program is compiled for.
+      NotImplementedError: "pallas" cannot run this step, or not on the platform that the program is compiled for; or a
+        step with effects is not to run row by row.
 
     Source: Blelloch, 1990, "Prefix Sums and Their Applications", section 1.4.
 
@@ -88,7 +90,12 @@ def affine_scan(
         raise TypeError(f"`init`, the carry, must be one floating-point array; got {carry}")
     init = lax.convert_element_type(init, carry.dtype)
     closed, shapes = jax.make_jaxpr(step, return_shape=True)(init, row_types(xs))
-    check_affine(closed)
+    if not closed.effects:
+        check_affine(closed)
+    elif implementation in (None, "scan"):
+        implementation = "scan"
+    else:
+        raise NotImplementedError(f"`step` has effects, {closed.effects}; only implementation='scan' has them in order")
     if implementation == "scan":
         return lax.scan(step, init, xs, reverse=reverse)
 
