@@ -197,9 +197,14 @@ def test_bad_argument(arguments, error, message):
         affine_scan(**(good | arguments))
 
 
+def a_loop_inside(carry, row):
+    return lax.scan(lambda h, _: (h / 2 + row, None), carry, jnp.zeros((3, 2)))
+
+
 @pytest.mark.parametrize(
     ("step", "dtype", "message"),
     [
+        (a_loop_inside, float, "elementwise operations only; got `scan`"),
         (lambda carry, row: (carry + jnp.sum(row), None), float, "elementwise operations only; got `reduce_sum`"),
         (lambda carry, row: (carry, row[0]), float, "writes 32 bits in the shape of the carry"),
         (lambda carry, row: (carry, row > 0), float, "writes 32 bits in the shape of the carry"),

@@ -20,6 +20,7 @@ from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
 MOST_LANES = 2048  # in a block: with fewer, the loop itself costs more than its work; with more, registers run out
 VMEM = 8 * 2**20  # bytes for the blocks in flight: half of what the smaller chips have
 TILE = 32  # rows in a tile of the narrowest type, int8
+CALLS = {"jit", "pjit", "closed_call", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 RESHAPES = {"broadcast_in_dim", "reshape", "squeeze", "expand_dims"}
 ELEMENTWISE = {
     *("abs", "neg", "sign", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt", "logistic", "tanh", "square"),
@@ -121,9 +122,9 @@ def _elementwise(jaxpr: Jaxpr, arguments: Sequence[Any]) -> list[Any]:
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, [read(x) for x in equation.invars]
         [output, *others] = equation.outvars
-        inner = list(jaxprs_in_params(equation.params))
-        if len(inner) == 1 and len(inner[0].invars) == len(inputs):
-            results = _elementwise(inner[0], inputs)
+        if name in CALLS:
+            [inner] = jaxprs_in_params(equation.params)
+            results = _elementwise(inner, inputs)
         elif name in RESHAPES and (inputs[0].size == 1 or equation.invars[0].aval == output.aval):
             results = inputs[:1]
         elif name == "select_n" and inputs[1].dtype == jnp.bool_:  # which the compiler does not take
