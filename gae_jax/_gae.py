@@ -16,15 +16,18 @@ anywhere: hand the later piece's h to the earlier one as its bootstrap value.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gae_jax._affine_scan import affine_scan
 from gae_jax._trajectory import Trajectory, Transition, canonical_trajectory, check_arguments, check_shape
+
+Scan = Callable[..., tuple[Array, Any]]  # affine_scan, by the implementation and over the mesh axis that were asked for
 
 
 class GAEOutput(NamedTuple):
@@ -57,8 +60,8 @@ def gae(
     where V(s_{t+1}) is 0 after a terminated transition, the value of the final observation after a truncated one, and
     A_{t+1} is 0 after either. `T` is the number of transitions; `*B` are any batch axes: workers, agents, rewards.
 
-    Pure, compiled with `jax.jit`, and right inside jit, vmap, grad and scan. Nothing is detached: where a loss should
-    not be differentiated through its targets, wrap them in `jax.lax.stop_gradient`.
+    Pure, compiled with `jax.jit`, and right inside jit, vmap, grad, scan and shard_map. Nothing is detached: where a
+    loss should not be differentiated through its targets, wrap them in `jax.lax.stop_gradient`.
 
     Args:
       rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
@@ -77,7 +80,9 @@ def gae(
         an auto-reset. The recursion skips it: the row before it sees the next live row. Its advantage is 0, its target
         its value (0 if that is not finite).
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for `[N, T]`.
-      axis_name: not available yet.
+      axis_name: inside `jax.shard_map`, the axis of the mesh that time is split over: device i holds the i-th piece of
+        each array, and `T` is the length of a piece. V(s_T) is read on the last device, and what is exchanged does not
+        depend on `T`: one all-gather of two numbers a worker (and, where lambda_ varies over time, its seams).
       implementation: of the scan over time, as in `affine_scan`: "scan", "blocked", "pallas"; None suits the platform.
 
     Returns:
@@ -90,7 +95,7 @@ def gae(
     Raises:
       TypeError: an argument is not an array of numbers, or not one of flags.
       ValueError: a shape or name is not one of the above, gamma or lambda_ is a number outside [0, 1], or T is 0.
-      NotImplementedError: axis_name; or an implementation that cannot run here.
+      NotImplementedError: an implementation that cannot run here.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.
 
@@ -107,8 +112,6 @@ def gae(
     >>> print(targets)
     [1.375 1.    1.25 ]
     """
-    if axis_name is not None:
-        raise NotImplementedError("`axis_name` is not available yet; leave it None")
     arguments = {
         "rewards": rewards,
         "values": values,
@@ -121,16 +124,18 @@ def gae(
         "lambda_": lambda_,
     }
     check_arguments(arguments)
-    return _gae(arguments, time_axis=time_axis, implementation=implementation)
+    return _gae(arguments, time_axis=time_axis, axis_name=axis_name, implementation=implementation)
 
 
-@functools.partial(jax.jit, static_argnames=("time_axis", "implementation"))
-def _gae(arguments: dict[str, ArrayLike | None], *, time_axis: int, implementation: str | None) -> GAEOutput:
-    trajectory = canonical_trajectory(arguments, time_axis)
+@functools.partial(jax.jit, static_argnames=("time_axis", "axis_name", "implementation"))
+def _gae(
+    arguments: dict[str, ArrayLike | None], *, time_axis: int, axis_name: str | None, implementation: str | None
+) -> GAEOutput:
+    trajectory = canonical_trajectory(arguments, time_axis, axis_name)
     value, mask = trajectory.transitions.value, trajectory.transitions.mask
     if mask is not None:  # the target of a dead row is its value, if that is a number
         value = jnp.where(mask | jnp.isfinite(value), value, 0)
-    advantages = _advantages(trajectory, implementation)
+    advantages = _advantages(trajectory, axis_name, implementation)
     targets = advantages + value  # not another output of the loop: that would cost a buffer more
 
     def as_given(x: Array) -> Array:
@@ -139,10 +144,13 @@ def _gae(arguments: dict[str, ArrayLike | None], *, time_axis: int, implementati
     return GAEOutput(as_given(advantages), as_given(targets))
 
 
-def _advantages(trajectory: Trajectory, implementation: str | None) -> Array:
+def _advantages(trajectory: Trajectory, axis_name: str | None, implementation: str | None) -> Array:
     """The recursion, vmapped over every batch axis: `[T, *B]`."""
     steps, *batch = trajectory.transitions.reward.shape
-    lambda_before = _lambda_before(trajectory.lambda_, trajectory.transitions.mask, implementation)
+    scan = functools.partial(affine_scan, axis_name=axis_name, implementation=implementation)
+    # A piece of one row cannot tell whether its lambda_ varies over time.
+    varies = len(trajectory.lambda_) > 1 or (axis_name is not None and steps == 1)
+    lambda_before = _lambda_before(trajectory, scan, axis_name) if varies else trajectory.lambda_
     rows: dict[str, Any] = {"transition": trajectory.transitions}
     constants: dict[str, Any] = {}
     for name, x in {"gamma": trajectory.gamma, "lambda_before": lambda_before}.items():
@@ -152,7 +160,7 @@ def _advantages(trajectory: Trajectory, implementation: str | None) -> Array:
             rows[name] = _per_worker(x, (steps,), tuple(batch))
     row_axes = jax.tree.map(lambda x: 1 if x.ndim > 1 else None, rows)
     constant_axes = jax.tree.map(lambda x: 0 if x.ndim > 0 else None, constants)
-    recursion = functools.partial(_advantages_of_one_worker, implementation=implementation)
+    recursion = functools.partial(_advantages_of_one_worker, scan)
     for _ in batch:
         recursion = jax.vmap(recursion, in_axes=(row_axes, constant_axes, 0), out_axes=1)
     return recursion(rows, constants, trajectory.bootstrap_value)
@@ -164,13 +172,13 @@ def _per_worker(x: Array, time: tuple[int, ...], batch: tuple[int, ...]) -> Arra
     return jnp.broadcast_to(x, time + batch) if varies else x.reshape(time)
 
 
-def _advantages_of_one_worker(rows: Any, constants: Any, bootstrap_value: Array, implementation: str | None) -> Array:
+def _advantages_of_one_worker(scan: Scan, rows: Any, constants: Any, bootstrap_value: Array) -> Array:
     """The recursion, over one trajectory: rows `[T]`, constants and bootstrap_value `[]` -> advantages `[T]`."""
 
     def step(h: Array, row: dict[str, Any]) -> tuple[Array, Array]:
         return _step(h, **row, **constants)
 
-    _, advantages = affine_scan(step, bootstrap_value, rows, reverse=True, implementation=implementation)
+    _, advantages = scan(step, bootstrap_value, rows, reverse=True)
     return advantages
 
 
@@ -197,18 +205,20 @@ def _value_after(transition: Transition, h: Array) -> Array:
     return jnp.where(transition.terminated, 0, h)
 
 
-def _lambda_before(lambda_: Array, mask: Array | None, implementation: str | None) -> Array:
+def _lambda_before(trajectory: Trajectory, scan: Scan, axis_name: str | None) -> Array:
     """The λ of the transition before, the last live one: A_t = δ_t + γ_t λ_t A_{t+1}, so h_t is mixed with λ_{t-1}."""
-    if len(lambda_) == 1:  # it does not vary over time
-        return lambda_
+    lambda_, mask = trajectory.lambda_, trajectory.transitions.mask
     if mask is None:
-        return jnp.concatenate([lambda_[:1], lambda_[:-1]])
+        before = lambda_[-1:]  # the first row has none before it, unless on another device
+        if axis_name is not None:
+            before = lax.ppermute(before, axis_name, [(i, i + 1) for i in range(lax.axis_size(axis_name) - 1)])
+        return jnp.concatenate([before, lambda_[:-1]])
 
     def last_live(last: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
         return jnp.where(row[1], row[0], last), last
 
     lambda_ = jnp.broadcast_to(lambda_, mask.shape)
-    return affine_scan(last_live, jnp.zeros_like(lambda_[0]), (lambda_, mask), implementation=implementation)[1]
+    return scan(last_live, jnp.zeros_like(lambda_[0]), (lambda_, mask))[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jax import Array
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from gae_jax._affine_scan.sharded import pieces
 from gae_jax._run_time_checks import guarded
 
 Shape = tuple[int, ...]
@@ -49,12 +50,14 @@ REQUIRED = ("rewards", "values", "terminated", "gamma", "lambda_")
 FLAGS = ("terminated", "truncated", "mask")
 
 
-def canonical_trajectory(arguments: Mapping[str, ArrayLike | None], time_axis: int) -> Trajectory:
+def canonical_trajectory(
+    arguments: Mapping[str, ArrayLike | None], time_axis: int, axis_name: str | None
+) -> Trajectory:
     """Checks an estimator's arguments, by their public names, and returns them in canonical form.
 
     Raises:
       TypeError: an argument is not an array of real numbers, or not one of flags.
-      ValueError: a shape or `time_axis` is wrong, or there is no transition at all.
+      ValueError: a shape, `time_axis` or `axis_name` is wrong, or there is no transition at all.
     """
     given = {name: x for name, x in arguments.items() if x is not None or name in REQUIRED}
     flags = {name: _flags(name, x) for name, x in given.items() if name in FLAGS}
@@ -82,6 +85,9 @@ def canonical_trajectory(arguments: Mapping[str, ArrayLike | None], time_axis: i
         mask=rows.get("mask"),
     )
     last_value = rows["values"][-1] if last_value is None else last_value
+    if axis_name is not None:  # any other piece of time is followed by the next one
+        here, count = pieces(axis_name)
+        last_value = jnp.where(here == count - 1, last_value, jnp.zeros_like(last_value))
     checked = transitions, last_value, rows["gamma"], rows["lambda_"], flags
     transitions = transitions._replace(reward=guarded(transitions.reward, _check_values, *checked))
     return Trajectory(transitions, last_value, rows["gamma"], rows["lambda_"], axis, dtype)

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import gae_jax
 
 GAE, ROWS = "_gae.py", "_trajectory.py"
-BLOCKED, KERNEL, RULES = (f"_affine_scan/{name}.py" for name in ("blocked", "pallas_tpu", "primitive"))
+BLOCKED, KERNEL, RULES, SPLIT = (
+    f"_affine_scan/{name}.py" for name in ("blocked", "pallas_tpu", "primitive", "sharded")
+)
 
 
 class Mutant(NamedTuple):
@@ -33,6 +35,7 @@ SIMULATED = ("kernel_is_lax_scan",)
 BATCHES = ("batches_as_lax_scan",)
 FORGETS = ("forgets_what_is_cut",)
 DERIVATIVE = ("differentiates_as_lax_scan",)
+SEAMS = ("matches_oracle",)
 SPLIT_LAW = ("bootstrap_value_is_the_last_value",)
 GRADIENT_LAW = ("gradients_are_those_of_the_definition",)
 MASK_LAWS = ("matches_oracle", "a_masked_row_is_as_if_it_were_not_there")
@@ -40,13 +43,13 @@ NOT_CUT = (
     " & ~(transition.terminated ^ transition.terminated if transition.truncated is None else transition.truncated)"
 )
 SHARED = "(rows, constants, jnp.broadcast_to(trajectory.bootstrap_value.ravel()[0], tuple(batch)))"
-SCAN = "    _, advantages = affine_scan(step, bootstrap_value, rows, reverse=True, implementation=implementation)\n"
+SCAN = "    _, advantages = scan(step, bootstrap_value, rows, reverse=True)\n"
 CUT = "jnp.where(transition.truncated, final_value, h)"
 END = "jnp.where(transition.terminated, 0, h)"
 LOST = "jnp.where(transition.truncated & ~transition.terminated, 0, advantage)"
 MIX = "transition.value + lambda_before * advantage"
 TERMINATED = 'terminated=rows["terminated"],'
-SHIFT = "jnp.concatenate([lambda_[:1], lambda_[:-1]])"
+SHIFT = "jnp.concatenate([before, lambda_[:-1]])"
 
 MUTANTS = (
     # The time axis.
@@ -178,11 +181,11 @@ AFFINE_MUTANTS = (
     Mutant(
         "blocks_composed_backwards",
         BLOCKED,
-        "_times(a_k, block_b) + b_k",
-        "_times(block_a, b_k) + block_b",
+        "times(a_k, block_b) + b_k",
+        "times(block_a, b_k) + block_b",
         ("is_lax_scan",),
     ),
-    Mutant("filled_up_with_steps_that_cut", BLOCKED, "missing + 1", "missing", ("is_lax_scan",)),
+    Mutant("filled_up_with_steps_that_cut", BLOCKED, "constant_values=1", "constant_values=0", ("is_lax_scan",)),
     Mutant("carries_left_reversed", BLOCKED, "entering = entering[::-1]", "pass", ("is_lax_scan",)),
     Mutant("rows_left_reversed", BLOCKED, "a, b = a[::-1], b[::-1]", "pass", ("is_lax_scan",)),
     Mutant("blocks_entered_late", BLOCKED, "_chain(steps[:-1]", "_chain(steps[1:]", ("is_lax_scan",)),
@@ -207,6 +210,27 @@ AFFINE_MUTANTS = (
     ),
     Mutant("derivative_of_the_first_row", RULES, "jnp.sum(ct, axis=0)", "ct[0]", DERIVATIVE),
     Mutant("workers_in_reverse", RULES, "jnp.moveaxis(x, a, to)", "jnp.flip(jnp.moveaxis(x, a, to), to)", BATCHES),
+)
+
+SPLIT_MUTANTS = (  # laws of `gae` with time split
+    Mutant("time_begins_at_the_wrong_end", SPLIT, "count - 1 if reverse else 0", "0 if reverse else count - 1", SEAMS),
+    Mutant("the_carry_of_the_first_piece", SPLIT, "entering[here]", "entering[0]", SEAMS),
+    Mutant("entered_a_piece_late", SPLIT, "entering[here]", "entering[here - 1]", SEAMS),
+    Mutant("pieces_go_forward", SPLIT, "tuple(maps), reverse=reverse,", "tuple(maps), reverse=False,", SEAMS),
+    Mutant("pieces_start_anew", SPLIT, "jnp.zeros_like(init), jnp.ones_like(init))", "0.0, 0.0)", SEAMS),
+    Mutant("no_first_piece", SPLIT, "jnp.where(is_first, init, entering[here])", "entering[here]", SEAMS),
+    Mutant("a_piece_without_its_rewards", SPLIT, "times(a, carry) + b", "times(a, carry)", SEAMS),
+    Mutant("zero_times_nan_at_a_seam", SPLIT, "times(a, carry)", "a * carry", ("nothing_dead_leaks",)),
+    Mutant(
+        "lambda_of_its_own_piece",
+        GAE,
+        "if axis_name is not None:\n            before",
+        "if False:\n            before",
+        SEAMS,
+    ),
+    Mutant("lambda_of_the_next_piece", GAE, "[(i, i + 1)", "[(i + 1, i)", SEAMS),
+    Mutant("lambda_of_a_piece_of_one_row", GAE, " or (axis_name is not None and steps == 1)", "", SEAMS),
+    Mutant("masked_pieces_apart", GAE, "return scan(last_live,", "return affine_scan(last_live,", SEAMS),
 )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
+from jax.sharding import PartitionSpec as P
 from rollouts import Rollout, random_rollout
 
 from gae_jax import gae
@@ -105,6 +106,29 @@ def test_inside_other_transformations(wrap):
     error, _ = checkify.checkify(wrap(loss))(*arguments)
     with pytest.raises(checkify.JaxRuntimeError, match="`terminated` must hold 0 and 1"):
         error.throw()
+
+
+def test_with_time_split_over_devices():
+    """Each device looks at its piece; V(s_T) belongs to the last one, whatever the others hold."""
+    unmasked = ROLLOUT.replace(mask=None)
+
+    def split(*, last_value, where, rewards=unmasked.rewards):
+        def on_each(rollout, last_value):
+            here = jax.lax.axis_index("time")
+            last_value = jnp.where(here == where, last_value, 1.0)
+            return gae(**rollout, gamma=0.9, lambda_=0.8, bootstrap_value=last_value, axis_name="time")
+
+        rollout = {"rewards": rewards, "values": unmasked.values[:-1], "terminated": np.zeros((T, N), bool)}
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:3]), ("time",))
+        fn = jax.shard_map(on_each, mesh=mesh, in_specs=(P("time"), P()), out_specs=P("time"))
+        checkify.checkify(fn)(rollout, jnp.full(N, last_value, jnp.float32))[0].throw()
+
+    split(last_value=1.0, where=2)
+    split(last_value=nan, where=1)
+    with pytest.raises(checkify.JaxRuntimeError, match=r"V\(s_T\), the bootstrap value, must hold"):
+        split(last_value=nan, where=2)
+    with pytest.raises(checkify.JaxRuntimeError, match=r"`rewards` must hold finite numbers"):
+        split(last_value=1.0, where=2, rewards=np.where(np.arange(T)[:, None] < 1, np.float32(inf), unmasked.rewards))
 
 
 def test_without_checkify_they_cost_nothing(monkeypatch):

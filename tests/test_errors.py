@@ -90,6 +90,10 @@ TYPES = [
     ({"lambda_": "0.95"}, r"`lambda_` must be an array of numbers; got str"),
 ]
 NAMES = [
+    (
+        {"axis_name": "time"},
+        r"`axis_name` must be an axis of the mesh, inside a jax\.shard_map .*; got 'time', which no",
+    ),
     ({"implementation": "cuda"}, r"`implementation` must be None or one of 'scan', 'blocked', 'pallas'; got 'cuda'"),
 ]
 RANGES = [
@@ -98,7 +102,6 @@ RANGES = [
     for x in (1.5, -0.1, 99, float("nan"), np.float32(1.5), np.float64(-0.5), np.int64(2), np.array(1.5))
 ]
 NOT_HERE = [
-    ({"axis_name": "time"}, r"`axis_name` is not available yet"),
     ({"implementation": "pallas"}, r"implementation='pallas' is for TPUs; this program is compiled for cpu"),
 ]
 CASES = [

@@ -3,8 +3,9 @@
 import affine
 import laws
 import pytest
-from mutants import AFFINE_MUTANTS, MUTANTS, load
+from mutants import AFFINE_MUTANTS, MUTANTS, SPLIT_MUTANTS, load
 from rollouts import random_rollout
+from split import over_time
 
 import gae_jax
 
@@ -52,6 +53,16 @@ def test_affine_mutant_is_caught(mutant, tmp_path):
         law = getattr(affine, name)
         with pytest.raises(AssertionError):
             law(lib) if law is affine.kernel_is_lax_scan else law(lib, "blocked")
+
+
+@pytest.mark.parametrize("mutant", SPLIT_MUTANTS, ids=lambda mutant: mutant.name)
+def test_split_mutant_is_caught(mutant, tmp_path):
+    lib = load(mutant, tmp_path)
+    assert lib.__file__ != gae_jax.__file__
+    pieces = 6 if mutant.name == "lambda_of_a_piece_of_one_row" else 3
+    split = laws.Library(over_time(lib.gae, pieces))
+    survived = [name for name in mutant.caught_by if not breaks(split, getattr(laws, name))]
+    assert not survived, f"{mutant.name} passes {survived}"
 
 
 def test_every_affine_law_catches_a_mutant():

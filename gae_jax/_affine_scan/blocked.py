@@ -47,13 +47,13 @@ def _carries(a: Array, b: Array, init: Array) -> tuple[Array, Array]:
         return jnp.stack(entering), last
     size = _block_size(length)
     # The last block is filled up with steps that hand the carry on.
-    missing = jnp.zeros_like(a, shape=(-length % size, *init.shape))
-    a = jnp.concatenate([a, missing + 1]).reshape(-1, size, *init.shape)
-    b = jnp.concatenate([b, missing]).reshape(-1, size, *init.shape)
+    missing = [(0, -length % size)] + [(0, 0)] * init.ndim
+    a = jnp.pad(a, missing, constant_values=1).reshape(-1, size, *init.shape)
+    b = jnp.pad(b, missing).reshape(-1, size, *init.shape)
     steps = [(a[:, k], b[:, k]) for k in range(size)]
     block_a, block_b = steps[0]
     for a_k, b_k in steps[1:]:
-        block_a, block_b = _times(a_k, block_a), _times(a_k, block_b) + b_k
+        block_a, block_b = times(a_k, block_a), times(a_k, block_b) + b_k
     block_a, block_b = lax.optimization_barrier((block_a, block_b))
     entering_block, last = lax.optimization_barrier(_carries(block_a, block_b, init))
     entering = _chain(steps[:-1], entering_block)
@@ -72,10 +72,10 @@ def _chain(steps: Iterable[tuple[Array, Array]], carry: Array) -> list[Array]:
     """The carry before the first step, and after each."""
     carries = [carry]
     for a, b in steps:
-        carries.append(_times(a, carries[-1]) + b)
+        carries.append(times(a, carries[-1]) + b)
     return carries
 
 
-def _times(a: Array, x: Array) -> Array:
+def times(a: Array, x: Array) -> Array:
     """A x, where 0 times NaN is 0: a step that forgets the carry forgets it also if that is not finite."""
     return a * jnp.where((a == 0) & ~jnp.isfinite(x), 0, x)

@@ -7,6 +7,7 @@ the loop ends where the rows end, and of lanes beyond the edge nothing is kept.
 The step has been traced for `[*B]` and must run on a row of lanes: it can, if all that it does is elementwise.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Jaxpr, Literal, jaxprs_in_params
+from jax.sharding import NamedSharding, PartitionSpec
 
 MOST_LANES = 2048  # in a block: with fewer, the loop itself costs more than its work; with more, registers run out
 VMEM = 8 * 2**20  # bytes for the blocks in flight: half of what the smaller chips have
@@ -33,17 +35,48 @@ def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, *, reverse: bool)
     """Runs the step row by row in one kernel.
 
     Raises:
-      NotImplementedError: something in the step is not elementwise, or neither bool nor 32 bits wide.
+      NotImplementedError: something in the step is not elementwise, or neither bool nor 32 bits wide; or the arrays
+        are split over devices by the compiler, which cannot split a kernel.
     """
+    mesh = jax.typeof(init).sharding.mesh
+    if any(mesh.shape[axis] > 1 for axis in mesh.auto_axes):
+        raise NotImplementedError(
+            "the compiler cannot split a kernel over the devices of a mesh: call it inside jax.shard_map, or make the "
+            f"axes of the mesh Explicit; got {dict(zip(mesh.axis_names, mesh.axis_types, strict=True))}"
+        )
     closed, shapes = jax.make_jaxpr(step, return_shape=True)(init, jax.tree.map(lambda x: jax.typeof(x[0]), xs))
     if any(y.shape != init.shape or y.dtype.itemsize != 4 for y in closed.out_avals):
         raise NotImplementedError(f"the kernel writes 32 bits in the shape of the carry; got {closed.out_avals}")
-    length, lanes = len(jax.tree.leaves(xs)[0]), init.size
-    parameters = [_lanes(jnp.asarray(x), init.shape) for x in closed.consts]
-    rows = [_lanes(x, init.shape, length) for x in jax.tree.leaves(xs)]
+
+    kernel = functools.partial(_kernel, closed.jaxpr, [y.dtype for y in closed.out_avals[1:]], reverse=reverse)
+    operands: Any = init, [jnp.asarray(x) for x in closed.consts], jax.tree.leaves(xs)
+    if mesh.explicit_axes:
+        kernel, operands = _split(kernel, *operands)
+    last, ys = kernel(*operands)
+    return last, jax.tree.unflatten(jax.tree.structure(shapes[1]), ys)
+
+
+def _split(kernel: Callable[..., Any], init: Array, parameters: list[Array], rows: list[Array]) -> tuple[Any, Any]:
+    """The kernel on every device, for its part of the batch: that is split as the carry is; and the operands, split."""
+    mesh, batch = jax.typeof(init).sharding.mesh, jax.typeof(init).sharding.spec
+    all_rows = PartitionSpec(None, *batch)
+    parameter_specs = [batch if x.shape == init.shape else PartitionSpec() for x in parameters]
+    row_specs = [all_rows if x.shape[1:] == init.shape else PartitionSpec() for x in rows]
+    specs = batch, parameter_specs, row_specs
+    kernel = jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=(batch, all_rows), check_vma=False)
+    shardings = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
+    return kernel, jax.reshard((init, parameters, rows), shardings)
+
+
+def _kernel(
+    step: Jaxpr, dtypes: list[Any], init: Array, parameters: list[Array], rows: list[Array], *, reverse: bool
+) -> tuple[Array, list[Array]]:
+    """The last carry `[*B]`, and the rows of the results, of these dtypes: `[T, *B]`."""
+    length, lanes = len(rows[0]), init.size
+    parameters, rows = [_lanes(x, init.shape) for x in parameters], [_lanes(x, init.shape, length) for x in rows]
     inputs = parameters, _lanes(init, init.shape), rows
-    last = jax.ShapeDtypeStruct((1, lanes), init.dtype)
-    outputs = last, [jax.ShapeDtypeStruct((length, lanes), y.dtype) for y in closed.out_avals[1:]]
+    struct = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(init).manual_axis_type)
+    outputs = struct((1, lanes), init.dtype), [struct((length, lanes), dtype) for dtype in dtypes]
 
     # Two blocks of every array are in flight, and flags are widened to 32 bits besides.
     row_bytes = sum(8 if x.dtype.itemsize == 4 else 2 + 4 for x in jax.tree.leaves((inputs, outputs)))
@@ -73,7 +106,7 @@ def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, *, reverse: bool)
         def run_row(i: Array, h: Array) -> Array:
             t = pl.ds(rows_here - 1 - i if reverse else i, 1)
             arguments = [*(x[...] for x in parameters), h, *(x[t, :] for x in wide_rows)]
-            h, *y = (jnp.broadcast_to(x, carry.shape) for x in _elementwise(closed.jaxpr, arguments))
+            h, *y = (jnp.broadcast_to(x, carry.shape) for x in _elementwise(step, arguments))
             for ref, x in zip(ys, y, strict=True):
                 ref[t, :] = x
             return h
@@ -95,8 +128,7 @@ def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, *, reverse: bool)
         scratch_shapes=[pltpu.VMEM((1, lanes_in_block), init.dtype), [widened(x) for x in rows]],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
     )(*inputs)
-    _, y_tree = jax.tree.flatten(shapes[1])
-    return last.reshape(init.shape), jax.tree.unflatten(y_tree, [y.reshape(length, *init.shape) for y in ys])
+    return last.reshape(init.shape), [y.reshape(length, *init.shape) for y in ys]
 
 
 def _lanes(x: Array, batch: tuple[int, ...], length: int = 1) -> Array:
@@ -127,6 +159,8 @@ def _elementwise(jaxpr: Jaxpr, arguments: Sequence[Any]) -> list[Any]:
             results = _elementwise(inner, inputs)
         elif name in RESHAPES and (inputs[0].size == 1 or equation.invars[0].aval == output.aval):
             results = inputs[:1]
+        elif name == "pvary":  # says of a value that it varies over a mesh, and does nothing
+            results = inputs
         elif name == "select_n" and inputs[1].dtype == jnp.bool_:  # which the compiler does not take
             which, first, second = jnp.broadcast_arrays(*inputs)
             results = [(~which & first) | (which & second)]

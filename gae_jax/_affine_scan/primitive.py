@@ -125,13 +125,13 @@ def _abstract_eval(*avals: Any, **params: Any) -> list[Any]:
 
 def _batch(operands: Sequence[Any], axes: Sequence[int | None], **params: Any) -> tuple[list[Any], list[int]]:
     how = How(**params)
-    [size] = {x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None}
+    a_batch = next((x, axis) for x, axis in zip(operands, axes, strict=True) if axis is not None)
     wanted = [0] * (how.n_parameters + 1) + [1] * (len(operands) - how.n_parameters - 1)
     operands = [x if a is None else jnp.moveaxis(x, a, to) for x, a, to in zip(operands, axes, wanted, strict=True)]
     parameters, init, xs = how.split(operands)
     parameter_axes, init_axis, row_axes = how.split([None if axis is None else 0 for axis in axes])
-    if init_axis is None:
-        init = jnp.broadcast_to(init, (size, *init.shape))
+    if init_axis is None:  # as often as there are others, and split over devices as they are
+        init = jax.vmap(lambda _: init, in_axes=a_batch[1])(a_batch[0])
     step = jax.vmap(how.call, in_axes=(parameter_axes, 0, row_axes))
     last, ys = bind(step, parameters, init, xs, reverse=how.reverse, implementation=how.implementation)
     return [last, *ys], [0] + [1] * len(ys)
@@ -165,7 +165,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tupl
         last, (ys, carries) = scanned(remembering, parameters, init, xs, implementation=how.implementation)
     else:  # it is the same from any carry
         last, ys = scanned(how.call, parameters, init, xs, implementation=how.implementation)
-        carries = jnp.zeros((len(xs[0]), *init.shape), init.dtype)
+        carries = jnp.zeros_like(init, shape=(len(xs[0]), *init.shape))
     # The kernel runs what is elementwise, and a derivative may not be: its implementation is chosen anew.
     by = "blocked" if how.implementation == "blocked" else None
     d_last, d_ys = scanned(derivative, (parameters, d_parameters), d_init, (carries, xs, d_xs), implementation=by)
@@ -191,8 +191,7 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, **params: Any) -> list
             new_carry, ys = how.call(merged[0], carry, merged[1])
             return new_carry, [None if ct is None else y for y, ct in zip(ys, ct_ys, strict=True)]
 
-        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), linear[2])
-        transpose = jax.linear_transpose(linear_step, linear[0], ct_carry, rows)
+        transpose = jax.linear_transpose(linear_step, linear[0], ct_carry, row_types(linear[2]))
         ct_parameters, ct_carry, ct_row = transpose((ct_carry, ct_ys))
         return ct_carry, (ct_parameters, ct_row)
 
