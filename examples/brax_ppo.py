@@ -2,6 +2,7 @@
 
     python examples/brax_ppo.py                        # teaches the ant to run: two minutes on two CPU cores
     python examples/brax_ppo.py --env reacher --backend mjx --episode-length 100 --reward-scale 1 --gamma 0.95
+    python examples/brax_ppo.py --devices 8            # the environments split over the devices of a mesh
     python examples/brax_ppo.py --help
 
 Schulman et al., 2017, "Proximal Policy Optimization Algorithms", arXiv:1707.06347. An iteration, compiled as a whole,
@@ -12,7 +13,6 @@ environment variable JAX_COMPILATION_CACHE_DIR names a directory, JAX keeps what
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import math
@@ -34,6 +34,7 @@ import runs
 import tyro
 from jax import Array, lax
 from jax.scipy.stats import norm
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gae_jax import gae
 
@@ -67,6 +68,10 @@ class Config:
     value_weight: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # longer gradients are scaled down to this norm
     reward_scale: float = 0.1  # rewards are multiplied by this for learning; reports are unscaled
+    devices: int = 1  # to split the environments over, of all processes together; of CPUs, as many as you like
+    processes: int = 1  # that share the devices, each started with the same options, but for --process
+    process: int = 0  # which of them this is
+    coordinator: str = "127.0.0.1:12345"  # where process 0 listens to the others
 
     @property
     def directory(self) -> pathlib.Path:
@@ -86,7 +91,8 @@ class Config:
     @property
     def recipe(self) -> dict[str, Any]:
         """The options that decide the result: to go on with a run, they must be those that it began with."""
-        return {name: x for name, x in dataclasses.asdict(self).items() if name not in ("out", "resume")}
+        where = ("out", "resume", "processes", "process", "coordinator")
+        return {name: x for name, x in dataclasses.asdict(self).items() if name not in where}
 
 
 def make_env(config: Config) -> Any:
@@ -254,16 +260,23 @@ class PPO:
         )
         # Data to the loss: no gradient has to be stopped.
         data = rollout._replace(obs=normalize(rollout.obs)), advantages, targets
-        data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
+        devices, own_rows = self.config.devices, self.config.num_envs * self.config.num_steps // self.config.devices
+
+        def rows_by_device(x: Array) -> Array:
+            """From `[T, N, ...]` to `[devices, T N / devices, ...]`: so none needs the rows of another."""
+            x = x.reshape(x.shape[0], devices, -1, *x.shape[2:])
+            return jnp.moveaxis(x, 1, 0).reshape(devices, own_rows, *x.shape[3:])
+
+        data = jax.tree.map(rows_by_device, data)
 
         def update(carry: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
             params, optimizer = carry
-            gradient, metrics = jax.grad(self.loss, has_aux=True)(params, *jax.tree.map(lambda x: x[rows], data))
+            gradient, metrics = jax.grad(self.loss, has_aux=True)(params, *jax.tree.map(lambda x: x[:, rows], data))
             change, optimizer = self.optimizer.update(gradient, optimizer)
             return (optax.apply_updates(params, change), optimizer), metrics
 
         def epoch(carry: Any, key: Array) -> tuple[Any, dict[str, Array]]:
-            rows = jax.random.permutation(key, self.config.num_envs * self.config.num_steps)
+            rows = jax.random.permutation(key, own_rows)
             return lax.scan(update, carry, rows.reshape(self.config.minibatches, -1))
 
         carry = state.params, state.optimizer
@@ -317,7 +330,7 @@ def main() -> None:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to save yet: Ctrl-C quits
-    say = functools.partial(print, flush=True)
+    mesh, say = runs.connect(config), runs.say
     directory, name = config.directory, f"{config.env} ({config.backend}), seed {config.seed}"
 
     say(f"{name}: compiling, which may take half a minute")
@@ -325,29 +338,37 @@ def main() -> None:
     env = make_env(config)
     ppo = PPO(config, env)
     key, eval_key = jax.random.split(jax.random.PRNGKey(config.seed))  # the old kind of key: Brax takes no other
-    state, rows = jax.jit(ppo.init)(key), np.zeros((0, len(runs.COLUMNS)))
-    lowered = jax.jit(ppo.evaluate).lower(state, eval_key), jax.jit(ppo.train, donate_argnums=0).lower(state)
+    # The environments are split over the devices, and everything else is everywhere; what follows from it, gradients
+    # averaged over all devices say, is left to the compiler.
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("devices"))
+    shapes = jax.eval_shape(ppo.init, key)
+    shardings = jax.tree.map(lambda _: everywhere, shapes)._replace(env=jax.tree.map(lambda _: split, shapes.env))
+    state, rows = jax.jit(ppo.init, out_shardings=shardings)(key), np.zeros((0, len(runs.COLUMNS)))
+    train = jax.jit(ppo.train, donate_argnums=0, out_shardings=(shardings, everywhere)).lower(state)
+    evaluate = jax.jit(ppo.evaluate, out_shardings=everywhere).lower(state, eval_key)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        evaluate, train = pool.map(lambda stage: stage.compile(), lowered)
+        train, evaluate = pool.map(lambda stage: stage.compile(), (train, evaluate))
     say(f"compiled in {time.perf_counter() - start:.0f} s; evaluating the untrained policy")
     untrained = np.asarray(evaluate(state, eval_key)[0])
     say(f"before training: return {untrained.mean():,.1f} ± {untrained.std():,.1f} over {len(untrained)} episodes")
 
     if config.resume:
         stored = runs.load(directory / "checkpoint.npz", like={"state": state, "rows": rows})
-        state, rows = jax.tree.map(jnp.array, stored["state"]), stored["rows"]
+        state, rows = jax.jit(lambda state: state, out_shardings=shardings)(stored["state"]), stored["rows"]
     say(f"training from iteration {int(state.iteration)} to {config.iterations}; Ctrl-C ends it early")
     state, rows = runs.run(config, train, state, rows)
     complete = int(state.iteration) == config.iterations
     say(f"{'trained' if complete else 'interrupted'}; evaluating the policy")
     trained, film = jax.device_get(evaluate(state, eval_key))
     say(f"after training: return {trained.mean():,.1f} ± {trained.std():,.1f} over {len(trained)} episodes")
+    runs.save(directory / "policy.npz", config, {"params": state.params, "statistics": state.statistics})
+    if jax.process_index() != 0:
+        return
 
     say("drawing")
     files = ["learning_curve.png", "metrics.csv", "policy.npz", "config.json", "checkpoint.npz"]
     replay.draw_curve(directory / "learning_curve.png", f"PPO on {name}", rows, untrained.mean(), trained.mean())
     np.savetxt(directory / "metrics.csv", rows, fmt="%.9g", delimiter=",", header=",".join(runs.COLUMNS), comments="")
-    runs.save(directory / "policy.npz", config, {"params": state.params, "statistics": state.statistics})
     (directory / "config.json").write_text(json.dumps(config.recipe, indent=2) + "\n")
     robot = env.unwrapped
     if hasattr(robot, "sys"):

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -14,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -45,8 +48,14 @@ def fault(config: Any, choices: Mapping[str, Sequence[str]]) -> str | None:
                 valid, wanted = 0 < x < math.inf, "positive"
         if not valid:
             return f"{flags[name]} must be {wanted}; got {x}"
-    if config.num_envs % config.minibatches:
-        return f"--minibatches must divide --num-envs; got {config.minibatches} for {config.num_envs} environments"
+    if config.num_envs % config.devices:
+        return f"--devices must divide --num-envs; got {config.devices} for {config.num_envs} environments"
+    if rest := config.num_envs * config.num_steps // config.devices % config.minibatches:
+        return f"--minibatches must divide the steps that a device takes in an iteration; {rest} are left over"
+    if config.processes < 1 or config.devices % config.processes:
+        return f"--processes must divide --devices; got {config.processes} for {config.devices} devices"
+    if not 0 <= config.process < config.processes:
+        return f"--process must be less than --processes, {config.processes}; got {config.process}"
     checkpoint = config.directory / "checkpoint.npz"
     if config.resume:
         try:
@@ -67,6 +76,24 @@ def fault(config: Any, choices: Mapping[str, Sequence[str]]) -> str | None:
     return None
 
 
+def connect(config: Any) -> Mesh:
+    """Waits for the other processes, if there are any; returns the devices of all together, as one axis of a mesh."""
+    jax.config.update(
+        "jax_num_cpu_devices", config.devices // config.processes
+    )  # of other kinds, it takes what there is
+    if config.processes > 1:
+        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+    if jax.device_count() < config.devices:
+        sys.exit(f"error: --devices: there are {jax.device_count()}; got {config.devices}")
+    return Mesh(np.array(jax.devices()[: config.devices]), ("devices",))
+
+
+def say(*words: str, sep: str = " ") -> None:
+    """Prints, once for all processes."""
+    if jax.process_index() == 0:
+        print(*words, sep=sep, flush=True)
+
+
 def named_leaves(tree: Any) -> dict[str, Array]:
     """Flattens a tree to arrays with readable names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -74,10 +101,17 @@ def named_leaves(tree: Any) -> dict[str, Array]:
 
 
 def save(path: pathlib.Path, config: Any, tree: Any) -> None:
-    """Writes arrays and options, without pickle, and so that a crash leaves either the old file or the new one."""
+    """Writes arrays and options, without pickle, and so that a crash leaves either the old file or the new one.
+
+    To be called by all processes, as each has a part of the arrays only; the first one writes.
+    """
+    leaves: dict[str, Any] = named_leaves(tree)
+    leaves |= {name: process_allgather(x, tiled=True) for name, x in leaves.items() if isinstance(x, Array)}
+    if jax.process_index() != 0:
+        return
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        np.savez(file, config=np.array(json.dumps(config.recipe)), **jax.device_get(named_leaves(tree)))
+        np.savez(file, config=np.array(json.dumps(config.recipe)), **leaves)
     temporary.replace(path)
 
 
@@ -99,7 +133,7 @@ def run(config: Any, train: Callable[[Any], Any], state: Any, rows: np.ndarray) 
     Returns:
       The state and the reports at the end.
     """
-    console, interrupted = Console(), threading.Event()
+    console, interrupted = Console(quiet=jax.process_index() != 0), threading.Event()
 
     def interrupt(*_: object) -> None:
         interrupted.set()
@@ -127,6 +161,6 @@ def run(config: Any, train: Callable[[Any], Any], state: Any, rows: np.ndarray) 
             bar.update(task, completed=done, description=report)
             if not console.is_terminal and done * 10 // total > tenth:
                 left = (total - done) * per_iteration / speed
-                print(f"{done / total:4.0%}: {done * per_iteration:,} steps, {report}, {left:.0f} s left", flush=True)
+                say(f"{done / total:4.0%}: {done * per_iteration:,} steps, {report}, {left:.0f} s left")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return state, rows
