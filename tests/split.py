@@ -1,33 +1,13 @@
-"""A rollout split over the devices of a mesh, and what a compiled program has its devices tell each other."""
+"""`gae` over a mesh of devices, to be called as if there were one."""
 
-import collections
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-
-COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
-BITS = {"f32": 32, "f64": 64, "s32": 32, "u32": 32, "pred": 8}
-
-
-def collectives(executable):
-    """How often a compiled program has each collective operation."""
-    return dict(collections.Counter(name for _, name in _collectives(executable)))
-
-
-def collective_bytes(executable):
-    """How large, in all, the results of its collective operations are on one device."""
-    arrays = [re.findall(r"(\w+)\[([\d,]*)\]", results)[-1] for results, _ in _collectives(executable)]
-    return sum(BITS[dtype] // 8 * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in arrays)
-
-
-def _collectives(executable):
-    return re.findall(rf" = (\S.*?) ({COLLECTIVES})(?:-start)?\(", executable.as_text())
 
 
 def over_time(gae, devices, *, check_vma=True, **how):

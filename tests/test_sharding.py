@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from laws import assert_close
 from oracle import oracle
 from rollouts import random_rollout, rollouts
-from split import collective_bytes, collectives, over_time
+from scaling_out import collective_bytes, collectives
+from split import over_time
 from test_mutants import EXAMPLES
 
 import gae_jax

@@ -1,0 +1,60 @@
+"""Rollouts split over two processes of two devices each, which talk over the loopback interface."""
+
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "scaling_out.py"
+SECONDS = 120
+
+
+def table(printed):
+    """The lines below the heading, each as a list of cells."""
+    lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    return lines[2:]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """What is printed by one process, and by the first of two."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, str(SCRIPT), "--steps", "256", "--devices", "4"]
+    shared = ["--processes", "2", "--coordinator", address]
+    processes = [
+        subprocess.Popen([*command, *how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for how in ([], [*shared, "--process", "0"], [*shared, "--process", "1"])
+    ]
+    try:
+        outputs = [process.communicate(timeout=SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    for process, (_, complaints) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, complaints
+    (alone, _), (first, _), (second, _) = outputs
+    assert not table(second)
+    return table(alone), table(first)
+
+
+def test_the_answer_is_that_of_one_device(tables):
+    for lines in tables:
+        assert len(lines) == 9
+        assert all(float(difference) < 1e-5 for *_, difference in lines)
+
+
+def test_two_processes_exchange_what_one_does(tables):
+    alone, first = ([cells[:-1] for cells in lines] for lines in tables)
+    assert first == alone
+    exchanged = {split: collectives for split, *_, collectives, _ in alone if not collectives.startswith("5 ")}
+    assert exchanged == {
+        "workers": "none",
+        "time": "1 all-gather",
+        "time, λ by step": "1 collective-permute, 1 all-gather",
+        "time and workers": "1 all-gather",
+    }
