@@ -41,12 +41,15 @@ ANY_GPU = """threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_pe
 NOT_LAUNCHED = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
 
 
-def devices(chip):
+MANY = {"v5e": "v5e:2x2", "v6e": "v6e:8x8", "H100": "1x1x4"}  # several of a kind
+
+
+def devices(chip, topology=None):
     if chip in TPUS:
-        return topologies.get_topology_desc(TPUS[chip], "tpu").devices
+        return topologies.get_topology_desc(topology or TPUS[chip], "tpu").devices
     target = f"""gpu_device_info {{ {ANY_GPU} {GPUS[chip]} }} platform_name: "CUDA" device_description_str: "{chip}"
         dnn_version_info {{ major: 9 minor: 10 patch: 0 }} runtime_version {{ major: 12 minor: 8 patch: 0 }}"""
-    return topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target).devices
+    return topologies.get_topology_desc(platform="cuda", topology=topology or "1x1x1", target_config=target).devices
 
 
 def compiled(chip, fn, *shapes):

@@ -11,22 +11,18 @@ pytest.importorskip("jax_plugins.xla_cuda12", reason="what is compiled for GPUs 
 import chips
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from scaling_out import collective_bytes, collectives
 
 from gae_jax import gae
 
 pytestmark = pytest.mark.aot
 
 
-def call(rewards, values, terminated, bootstrap_value, implementation=None):
-    return gae(
-        rewards,
-        values,
-        terminated,
-        gamma=0.99,
-        lambda_=0.95,
-        bootstrap_value=bootstrap_value,
-        implementation=implementation,
-    )
+def call(rewards, values, terminated, bootstrap_value, **how):
+    return gae(rewards, values, terminated, gamma=0.99, lambda_=0.95, bootstrap_value=bootstrap_value, **how)
 
 
 def shapes(length, lanes):
@@ -121,3 +117,47 @@ def test_the_compiler_expects_the_kernel_to_be_ahead(chip):
     print(f"{chip}: pallas {kernel}, blocked {blocked}, scan {scan} cycles")
     assert 2 * kernel < blocked
     assert 2 * blocked < scan
+
+
+def split(chip, fn, length, lanes, *, time=None, workers=None, kind=AxisType.Auto):
+    """Compiles for all chips there are of a kind; `fn` gets arrays split so over the axis "all"."""
+    mesh = Mesh(np.array(chips.devices(chip, chips.MANY[chip])), ("all",), axis_types=(kind,))
+    specs = [P(workers) if x.ndim == 1 else P(time, workers) for x in shapes(length, lanes)]
+    if time:
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=tuple(specs), out_specs=P(time, workers))
+    arguments = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+        for x, spec in zip(shapes(length, lanes), specs, strict=True)
+    ]
+    with jax.set_mesh(mesh):
+        return jax.jit(fn).trace(*arguments).lower().compile()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("chip", chips.MANY)
+def test_workers_split_over_chips(chip, kind):
+    """No chip tells another anything, and each TPU runs the kernel, where it is told by the types what its part is."""
+    executable = split(chip, call, 128, 8192, workers="all", kind=kind)
+    assert collectives(executable) == {}
+    kernels = int(chip in chips.TPUS and kind == AxisType.Explicit)
+    assert chips.text(executable).count('custom_call_target="tpu_custom_call"') == kernels
+    assert " while(" not in chips.text(executable)
+    assert {sharding.spec for sharding in executable.output_shardings} == {P(None, "all")}
+
+
+@pytest.mark.parametrize("implementation", [None, "blocked"])
+@pytest.mark.parametrize("chip", chips.MANY)
+def test_time_split_over_chips(chip, implementation):
+    """One exchange, of two numbers a worker and chip, however long the rollout is."""
+    lanes, count = 128, len(chips.devices(chip, chips.MANY[chip]))
+
+    def fn(*rollout):
+        return call(*rollout, axis_name="all", implementation=implementation)
+
+    for length in (1024, 65536):
+        executable = split(chip, fn, length, lanes, time="all")
+        assert collectives(executable) in ({"all-gather": 1}, {"all-reduce": 1})  # as a sum, on many chips
+        assert collective_bytes(executable) == count * 2 * 4 * lanes
+    kernels = 3 if chip in chips.TPUS and implementation is None else 0
+    assert chips.text(executable).count('custom_call_target="tpu_custom_call"') == kernels
+    assert " while(" not in chips.text(executable)
