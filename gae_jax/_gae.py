@@ -25,7 +25,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gae_jax._affine_scan import affine_scan
-from gae_jax._trajectory import Trajectory, Transition, canonical_trajectory, check_arguments, check_shape
+from gae_jax._trajectory import (
+    Trajectory,
+    Transition,
+    as_given,
+    canonical_trajectory,
+    check_arguments,
+    check_shape,
+)
 
 Scan = Callable[..., tuple[Array, Any]]  # affine_scan, by the implementation and over the mesh axis that were asked for
 
@@ -132,38 +139,34 @@ def _gae(
     arguments: dict[str, ArrayLike | None], *, time_axis: int, axis_name: str | None, implementation: str | None
 ) -> GAEOutput:
     trajectory = canonical_trajectory(arguments, time_axis, axis_name)
-    value, mask = trajectory.transitions.value, trajectory.transitions.mask
-    if mask is not None:  # the target of a dead row is its value, if that is a number
-        value = jnp.where(mask | jnp.isfinite(value), value, 0)
-    advantages = _advantages(trajectory, axis_name, implementation)
-    targets = advantages + value  # not another output of the loop: that would cost a buffer more
-
-    def as_given(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, trajectory.time_axis).astype(trajectory.dtype)
-
-    return GAEOutput(as_given(advantages), as_given(targets))
-
-
-def _advantages(trajectory: Trajectory, axis_name: str | None, implementation: str | None) -> Array:
-    """The recursion, vmapped over every batch axis: `[T, *B]`."""
-    steps, *batch = trajectory.transitions.reward.shape
     scan = functools.partial(affine_scan, axis_name=axis_name, implementation=implementation)
-    # A piece of one row cannot tell whether its lambda_ varies over time.
-    varies = len(trajectory.lambda_) > 1 or (axis_name is not None and steps == 1)
-    lambda_before = _lambda_before(trajectory, scan, axis_name) if varies else trajectory.lambda_
+    advantages = recursion(trajectory, lambda_before(trajectory, scan, axis_name), scan)
+    targets = advantages + value_or_0(trajectory)  # not another output of the loop: that would cost a buffer more
+    return GAEOutput(as_given(advantages, trajectory), as_given(targets, trajectory))
+
+
+def value_or_0(trajectory: Trajectory) -> Array:
+    """V(s_t); the target of a dead row is its value, if that is a number."""
+    value, mask = trajectory.transitions.value, trajectory.transitions.mask
+    return value if mask is None else jnp.where(mask | jnp.isfinite(value), value, 0)
+
+
+def recursion(trajectory: Trajectory, mixing: Array, scan: Scan) -> Array:
+    """A_t of every row, `[T, *B]`, where h_t = V(s_t) + mixing_t A_t; vmapped over every batch axis."""
+    steps, *batch = trajectory.transitions.reward.shape
     rows: dict[str, Any] = {"transition": trajectory.transitions}
     constants: dict[str, Any] = {}
-    for name, x in {"gamma": trajectory.gamma, "lambda_before": lambda_before}.items():
+    for name, x in {"gamma": trajectory.gamma, "mixing": mixing}.items():
         if len(x) == 1:
             constants[name] = _per_worker(x[0], (), tuple(batch))
         else:
             rows[name] = _per_worker(x, (steps,), tuple(batch))
     row_axes = jax.tree.map(lambda x: 1 if x.ndim > 1 else None, rows)
     constant_axes = jax.tree.map(lambda x: 0 if x.ndim > 0 else None, constants)
-    recursion = functools.partial(_advantages_of_one_worker, scan)
+    batched = functools.partial(_advantages_of_one_worker, scan)
     for _ in batch:
-        recursion = jax.vmap(recursion, in_axes=(row_axes, constant_axes, 0), out_axes=1)
-    return recursion(rows, constants, trajectory.bootstrap_value)
+        batched = jax.vmap(batched, in_axes=(row_axes, constant_axes, 0), out_axes=1)
+    return batched(rows, constants, trajectory.bootstrap_value)
 
 
 def _per_worker(x: Array, time: tuple[int, ...], batch: tuple[int, ...]) -> Array:
@@ -175,23 +178,23 @@ def _per_worker(x: Array, time: tuple[int, ...], batch: tuple[int, ...]) -> Arra
 def _advantages_of_one_worker(scan: Scan, rows: Any, constants: Any, bootstrap_value: Array) -> Array:
     """The recursion, over one trajectory: rows `[T]`, constants and bootstrap_value `[]` -> advantages `[T]`."""
 
-    def step(h: Array, row: dict[str, Any]) -> tuple[Array, Array]:
-        return _step(h, **row, **constants)
+    def step_with_constants(h: Array, row: dict[str, Any]) -> tuple[Array, Array]:
+        return step(h, **row, **constants)
 
-    _, advantages = scan(step, bootstrap_value, rows, reverse=True)
+    _, advantages = scan(step_with_constants, bootstrap_value, rows, reverse=True)
     return advantages
 
 
-def _step(h: Array, transition: Transition, gamma: Array, lambda_before: Array) -> tuple[Array, Array]:
+def step(h: Array, transition: Transition, gamma: Array, mixing: Array) -> tuple[Array, Array]:
     """From h_{t+1} and row t to h_t and A_t; a masked row hands h on untouched."""
     mask = transition.mask
     if mask is not None:  # what a dead row holds may be NaN, so nothing of it is read
-        row = transition, gamma, lambda_before
-        transition, gamma, lambda_before = jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), row)
+        row = transition, gamma, mixing
+        transition, gamma, mixing = jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros_like(x)), row)
     advantage = transition.reward + gamma * _value_after(transition, h) - transition.value
     if transition.truncated is not None and transition.final_value is None:  # what follows is lost: drop the row
         advantage = jnp.where(transition.truncated & ~transition.terminated, 0, advantage)
-    h_before = transition.value + lambda_before * advantage
+    h_before = transition.value + mixing * advantage
     if mask is None:
         return h_before, advantage
     return jnp.where(mask, h_before, h), jnp.where(mask, advantage, 0)
@@ -205,9 +208,12 @@ def _value_after(transition: Transition, h: Array) -> Array:
     return jnp.where(transition.terminated, 0, h)
 
 
-def _lambda_before(trajectory: Trajectory, scan: Scan, axis_name: str | None) -> Array:
+def lambda_before(trajectory: Trajectory, scan: Scan, axis_name: str | None = None) -> Array:
     """The λ of the transition before, the last live one: A_t = δ_t + γ_t λ_t A_{t+1}, so h_t is mixed with λ_{t-1}."""
     lambda_, mask = trajectory.lambda_, trajectory.transitions.mask
+    one_row = axis_name is not None and len(trajectory.transitions.reward) == 1
+    if len(lambda_) == 1 and not one_row:  # it does not vary over time; of a piece of one row nobody can tell
+        return lambda_
     if mask is None:
         before = lambda_[-1:]  # the first row has none before it, unless on another device
         if axis_name is not None:

@@ -33,6 +33,7 @@ class Transition(NamedTuple):
     truncated: Array | None  # value follows, but row t+1 belongs to another episode
     final_value: Array | None  # V(final observation), read where truncated
     mask: Array | None  # False: no transition at all
+    log_rho: Array | None = None  # of actions that another policy chose
 
 
 class Trajectory(NamedTuple):
@@ -46,7 +47,7 @@ class Trajectory(NamedTuple):
     dtype: Any  # of the results
 
 
-REQUIRED = ("rewards", "values", "terminated", "gamma", "lambda_")
+REQUIRED = ("rewards", "values", "terminated", "log_rhos", "gamma", "lambda_")  # of those that an estimator takes
 FLAGS = ("terminated", "truncated", "mask")
 
 
@@ -60,15 +61,15 @@ def canonical_trajectory(
       ValueError: a shape, `time_axis` or `axis_name` is wrong, or there is no transition at all.
     """
     given = {name: x for name, x in arguments.items() if x is not None or name in REQUIRED}
-    flags = {name: _flags(name, x) for name, x in given.items() if name in FLAGS}
-    numbers = {name: _numbers(name, x) for name, x in given.items() if name not in FLAGS}
+    flags = {name: as_flags(name, x) for name, x in given.items() if name in FLAGS}
+    numbers = {name: as_numbers(name, x) for name, x in given.items() if name not in FLAGS}
     gamma, lambda_ = numbers.pop("gamma"), numbers.pop("lambda_")
     axis = _time_axis(time_axis, numbers["rewards"].shape)
     _check_shapes(numbers | flags, axis)
 
-    dtype = _promoted(*numbers.values())
+    dtype = promoted(*numbers.values())
     # A long sum in bfloat16 loses its digits: the recursion never runs below float32.
-    running_dtype = _promoted(dtype, jnp.float32)
+    running_dtype = promoted(dtype, jnp.float32)
     rows = {name: x.astype(running_dtype) for name, x in numbers.items()} | flags
     last_value = rows.pop("bootstrap_value", None)
     rows["gamma"] = _parameter("gamma", gamma, rows["rewards"])
@@ -83,6 +84,7 @@ def canonical_trajectory(
         truncated=rows.get("truncated"),
         final_value=rows.get("final_values"),
         mask=rows.get("mask"),
+        log_rho=rows.get("log_rhos"),
     )
     last_value = rows["values"][-1] if last_value is None else last_value
     if axis_name is not None:  # any other piece of time is followed by the next one
@@ -91,6 +93,11 @@ def canonical_trajectory(
     checked = transitions, last_value, rows["gamma"], rows["lambda_"], flags
     transitions = transitions._replace(reward=guarded(transitions.reward, _check_values, *checked))
     return Trajectory(transitions, last_value, rows["gamma"], rows["lambda_"], axis, dtype)
+
+
+def as_given(x: Array, trajectory: Trajectory) -> Array:
+    """A result `[T, *B]` as the caller's arrays are: where time is, and in which dtype."""
+    return jnp.moveaxis(x, 0, trajectory.time_axis).astype(trajectory.dtype)
 
 
 def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, mistakes: Mapping[Shape, str] = NO_GUESS) -> None:
@@ -126,7 +133,7 @@ def _check_shapes(arrays: Mapping[str, Array], axis: int) -> None:
 
     swapped = "Time and batch look swapped: all arrays are [T, *B], or with time_axis=1 all are [N, T]."
     mistakes = {longer: "It has a row too many: one row a transition.", rows[::-1]: swapped}
-    for name in ("terminated", "truncated", "final_values", "mask"):
+    for name in ("terminated", "truncated", "final_values", "mask", "log_rhos"):
         if name in arrays:
             check_shape(name, arrays[name], rows, "that of `rewards`", mistakes)
     if "bootstrap_value" in arrays:
@@ -154,6 +161,7 @@ def _check_values(
         "`values`": (row.value, live),
         "`final_values`": (row.final_value, live & cut),
         "V(s_T), the bootstrap value,": (bootstrap_value, last_goes_on),
+        "`log_rhos`": (row.log_rho, live),
     }
     for name, x in flags.items():
         if x.dtype != jnp.bool_:
@@ -183,14 +191,14 @@ def _time_axis(time_axis: int, shape: Shape) -> int:
     return axis % len(shape)
 
 
-def _numbers(name: str, x: Any) -> Array:
+def as_numbers(name: str, x: Any) -> Array:
     array = jnp.asarray(x)
     if not _is_real(array):
         raise TypeError(f"`{name}` must hold floating-point numbers or integers; got dtype {array.dtype}")
     return array
 
 
-def _flags(name: str, x: Any) -> Array:
+def as_flags(name: str, x: Any) -> Array:
     array = jnp.asarray(x)
     if not (array.dtype == jnp.bool_ or _is_real(array)):
         raise TypeError(f"`{name}` must hold flags, bool or 0 and 1; got dtype {array.dtype}")
@@ -221,7 +229,7 @@ def _parameter(name: str, x: Array, rewards: Array) -> Array:
     return x.astype(rewards.dtype).reshape((1,) * (rewards.ndim - x.ndim) + x.shape)
 
 
-def _promoted(*arrays_or_dtypes: Any) -> Any:
+def promoted(*arrays_or_dtypes: Any) -> Any:
     """The type that the floating ones promote to."""
     floating = [x for x in arrays_or_dtypes if jnp.issubdtype(getattr(x, "dtype", x), jnp.floating)]
     # Mixed inputs are part of the contract, also where the caller forbids implicit promotion.

@@ -43,11 +43,11 @@ NOT_CUT = (
     " & ~(transition.terminated ^ transition.terminated if transition.truncated is None else transition.truncated)"
 )
 SHARED = "(rows, constants, jnp.broadcast_to(trajectory.bootstrap_value.ravel()[0], tuple(batch)))"
-SCAN = "    _, advantages = scan(step, bootstrap_value, rows, reverse=True)\n"
+SCAN = "    _, advantages = scan(step_with_constants, bootstrap_value, rows, reverse=True)\n"
 CUT = "jnp.where(transition.truncated, final_value, h)"
 END = "jnp.where(transition.terminated, 0, h)"
 LOST = "jnp.where(transition.truncated & ~transition.terminated, 0, advantage)"
-MIX = "transition.value + lambda_before * advantage"
+MIX = "transition.value + mixing * advantage"
 TERMINATED = 'terminated=rows["terminated"],'
 SHIFT = "jnp.concatenate([before, lambda_[:-1]])"
 
@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant("time_runs_forward", GAE, "rows, reverse=True", "rows", ("matches_oracle", "lambda_1_is_monte_carlo")),
     Mutant("collected_in_reverse", GAE, SCAN, SCAN + "    advantages = advantages[::-1]\n", ("lambda_0_is_delta",)),
     Mutant(
-        "result_left_time_first", GAE, "jnp.moveaxis(x, 0, trajectory.time_axis)", "x", ("the_time_axis_may_be_any",)
+        "result_left_time_first", ROWS, "jnp.moveaxis(x, 0, trajectory.time_axis)", "x", ("the_time_axis_may_be_any",)
     ),
     # Termination.
     Mutant("flag_of_the_step_before", ROWS, TERMINATED, rolled(1), ("lambda_0_is_delta", "matches_oracle")),
@@ -102,9 +102,7 @@ MUTANTS = (
         ("matches_oracle", "lambda_0_is_delta", "a_cut_rollout_equals_the_uncut_one"),
     ),
     Mutant("lambda_missing", GAE, MIX, "transition.value + advantage", ("matches_oracle", "lambda_0_is_delta")),
-    Mutant(
-        "gamma_for_lambda", GAE, MIX, MIX.replace("lambda_before", "gamma"), ("matches_oracle", "lambda_0_is_delta")
-    ),
+    Mutant("gamma_for_lambda", GAE, MIX, MIX.replace("mixing", "gamma"), ("matches_oracle", "lambda_0_is_delta")),
     Mutant("gamma_missing", GAE, "+ gamma * _value_after", "+ _value_after", ("lambda_0_is_delta",)),
     Mutant(
         "gamma_on_the_reward",
@@ -157,8 +155,8 @@ MUTANTS = (
         SHARED,
         ("a_batch_equals_its_workers",),
     ),
-    Mutant("target_without_value", GAE, "advantages + value", "advantages", ("matches_oracle",)),
-    Mutant("target_detached", GAE, "as_given(targets)", "as_given(jax.lax.stop_gradient(targets))", GRADIENT_LAW),
+    Mutant("target_without_value", GAE, "advantages + value_or_0(trajectory)", "advantages", ("matches_oracle",)),
+    Mutant("target_detached", GAE, "as_given(targets,", "as_given(jax.lax.stop_gradient(targets),", GRADIENT_LAW),
     # The mask.
     Mutant("dead_row_cuts", GAE, "jnp.where(mask, h_before, h)", "jnp.where(mask, h_before, 0)", MASK_LAWS),
     Mutant("dead_row_is_live", GAE, "jnp.where(mask, h_before, h)", "h_before", MASK_LAWS),
@@ -229,8 +227,45 @@ SPLIT_MUTANTS = (  # laws of `gae` with time split
         SEAMS,
     ),
     Mutant("lambda_of_the_next_piece", GAE, "[(i, i + 1)", "[(i + 1, i)", SEAMS),
-    Mutant("lambda_of_a_piece_of_one_row", GAE, " or (axis_name is not None and steps == 1)", "", SEAMS),
+    Mutant("lambda_of_a_piece_of_one_row", GAE, " and not one_row", "", SEAMS),
     Mutant("masked_pieces_apart", GAE, "return scan(last_live,", "return affine_scan(last_live,", SEAMS),
+)
+
+N_STEP, VTRACE, NORMALIZE = "_n_step.py", "_vtrace.py", "_normalize.py"
+WINDOWS, IMPALA = ("n_steps_are_a_sum_of_n_deltas",), ("vtrace_is_its_definition",)
+NORMAL, DEAD = ("normalized_over_live_entries",), ("nothing_dead_leaks",)
+ON_POLICY = ("on_policy_vtrace_is_gae",)
+
+FAMILY_MUTANTS = (
+    Mutant("one_step_too_few", N_STEP, "n=int(n)", "n=max(1, int(n) - 1)", (*WINDOWS, "gae_is_their_weighted_average")),
+    Mutant("windows_end_with_their_block", N_STEP, "begun[:, 1:]", "value[:, 1:]", WINDOWS),
+    Mutant("begins_with_itself", N_STEP, "lambda h, a: (a * h, h), ones", "lambda h, a: (a * h, a * h), ones", WINDOWS),
+    Mutant("no_value_at_the_end", N_STEP, "blocks(value, last)", "blocks(value, 0 * last)", WINDOWS),
+    Mutant(
+        "dead_rows_count", N_STEP, "    if mask is None:\n        target =", "    if True:\n        target =", WINDOWS
+    ),
+    Mutant("zero_times_nan_in_a_window", N_STEP, "times(begun_a, value)", "begun_a * value", DEAD),
+    Mutant(
+        "rho_is_not_clipped",
+        VTRACE,
+        'rho, pg_rho = jnp.exp(log_clipped["clip_rho"])',
+        "rho, pg_rho = jnp.exp(log_rho)",
+        IMPALA,
+    ),
+    Mutant("rho_for_c", VTRACE, "trajectory.lambda_ * c_over_rho", "trajectory.lambda_", IMPALA),
+    Mutant("rho_missing_in_the_recursion", VTRACE, "mixing * rho, scan", "mixing * jnp.ones_like(rho), scan", IMPALA),
+    Mutant("the_error_for_the_advantage", VTRACE, "as_given(pg_rho * advantages", "as_given(rho * advantages", IMPALA),
+    Mutant("bootstraps_from_vs", VTRACE, "h = value + own_lambda *", "h = value +", (*IMPALA, *ON_POLICY)),
+    Mutant("log_rho_of_a_dead_row", VTRACE, "jnp.where(transitions.mask, log_rho, 0)", "log_rho", DEAD),
+    Mutant("mean_over_dead_entries", NORMALIZE, "jnp.where(live, x - typical, 0)", "x - typical", NORMAL),
+    Mutant("divided_by_the_variance", NORMALIZE, "(deviation + epsilon)", "(variance + epsilon)", NORMAL),
+    Mutant(
+        "one_entry_too_few",
+        NORMALIZE,
+        "entries = jnp.maximum(jnp.sum(counts), 1)",
+        "entries = jnp.sum(counts) - 1",
+        NORMAL,
+    ),
 )
 
 

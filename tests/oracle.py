@@ -19,8 +19,9 @@ def oracle(
     bootstrap_value=None,
     final_values=None,
     mask=None,
+    n=None,
 ):
-    """Returns (advantages, targets) for time-major arrays [T, *B], worker by worker."""
+    """Returns (advantages, targets) for time-major arrays [T, *B], worker by worker; with `n`, sums over n deltas."""
     rewards, values = np.asarray(rewards, np.float64), np.asarray(values, np.float64)
     if bootstrap_value is None:
         values, bootstrap_value = values[:-1], values[-1]
@@ -38,19 +39,42 @@ def oracle(
     for worker in np.ndindex(rewards.shape[1:]):
         pick = (slice(None), *worker)
         one = {name: x[pick] for name, x in arrays.items()}
-        advantages[pick] = one_worker(**one, bootstrap_value=np.asarray(bootstrap_value, np.float64)[worker])
+        advantages[pick] = one_worker(**one, bootstrap_value=np.asarray(bootstrap_value, np.float64)[worker], n=n)
     return advantages, advantages + values
 
 
-def one_worker(rewards, values, gamma, lambda_, **boundaries):
+def one_worker(rewards, values, gamma, lambda_, n, **boundaries):
     advantages = np.zeros(len(rewards))
     for rows, next_value in episodes(values, **boundaries):
         following = [*values[rows[1:]], next_value]
         deltas = [rewards[t] + gamma[t] * v - values[t] for t, v in zip(rows, following, strict=True)]
         for i, t in enumerate(rows):
             weights = np.cumprod([1.0, *(gamma * lambda_)[rows[i:-1]]])
-            advantages[t] = np.dot(weights, deltas[i:])
+            advantages[t] = np.dot(weights[:n], deltas[i:][:n])
     return advantages
+
+
+def vtrace_oracle(rewards, values, terminated, *, log_rhos, clip_rho=1.0, clip_c=1.0, clip_pg_rho=1.0, **others):
+    """Returns (advantages, targets) of V-trace, the latter as the sum of equation 1 of the paper, for [T, N]."""
+    shape, log_rhos = np.shape(rewards), np.asarray(log_rhos, np.float64)
+    gamma, lambda_ = (np.broadcast_to(np.asarray(others.pop(k), np.float64), shape) for k in ("gamma", "lambda_"))
+    advantages, targets = np.zeros(shape), np.array(values[:-1], np.float64)
+    default = {"truncated": np.zeros(shape, bool), "final_values": np.full(shape, None), "mask": np.ones(shape, bool)}
+    boundaries = {"terminated": terminated, **default, **{k: x for k, x in others.items() if x is not None}}
+    for worker in range(shape[1]):
+        one = {k: np.asarray(x)[:, worker] for k, x in boundaries.items()}
+        value = np.asarray(values, np.float64)[:, worker]
+        for rows, next_value in episodes(value, **one, bootstrap_value=value[-1]):
+            following = np.array([*value[rows[1:]], next_value])
+            w, g, la = np.exp(log_rhos[rows, worker]), gamma[rows, worker], lambda_[rows, worker]
+            deltas = np.minimum(w, clip_rho) * (rewards[rows, worker] + g * following - value[rows])
+            for i, t in enumerate(rows):
+                weights = np.cumprod([1.0, *(g * la * np.minimum(w, clip_c))[i:-1]])
+                targets[t, worker] = value[t] + np.dot(weights, deltas[i:])
+            later = np.array([*targets[rows[1:], worker], next_value])
+            ahead = rewards[rows, worker] + g * ((1 - la) * following + la * later) - value[rows]
+            advantages[rows, worker] = np.minimum(w, clip_pg_rho) * ahead
+    return advantages, targets
 
 
 def episodes(values, terminated, truncated, final_values, mask, bootstrap_value):

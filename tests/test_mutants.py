@@ -1,9 +1,10 @@
 """Code that is subtly wrong does not pass: every mutant breaks the laws that are there to catch it."""
 
 import affine
+import family
 import laws
 import pytest
-from mutants import AFFINE_MUTANTS, MUTANTS, SPLIT_MUTANTS, load
+from mutants import AFFINE_MUTANTS, FAMILY_MUTANTS, MUTANTS, SPLIT_MUTANTS, load
 from rollouts import random_rollout
 from split import over_time
 
@@ -63,6 +64,19 @@ def test_split_mutant_is_caught(mutant, tmp_path):
     split = laws.Library(over_time(lib.gae, pieces))
     survived = [name for name in mutant.caught_by if not breaks(split, getattr(laws, name))]
     assert not survived, f"{mutant.name} passes {survived}"
+
+
+@pytest.mark.parametrize("mutant", FAMILY_MUTANTS, ids=lambda mutant: mutant.name)
+def test_family_mutant_is_caught(mutant, tmp_path):
+    lib = load(mutant, tmp_path)
+    assert lib.__file__ != gae_jax.__file__
+    survived = [name for name in mutant.caught_by if not breaks(lib, getattr(family, name))]
+    assert not survived, f"{mutant.name} passes {survived}"
+
+
+def test_every_law_of_the_family_catches_a_mutant():
+    needed = {name for mutant in FAMILY_MUTANTS for name in mutant.caught_by}
+    assert needed == {law.__name__ for law in family.LAWS}
 
 
 def test_every_affine_law_catches_a_mutant():

@@ -1,0 +1,157 @@
+"""V-trace: the recursion of `gae` for actions that another policy chose, an older one say.
+
+Espeholt et al., 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures",
+arXiv:1802.01561. With w_t = π(a_t | s_t) / μ(a_t | s_t), ρ_t = min(w_t, clip_rho) and c_t = λ_t min(w_t, clip_c):
+
+    vs_t = V(s_t) + ρ_t (r_t + γ V(s_{t+1}) - V(s_t)) + γ c_t (vs_{t+1} - V(s_{t+1}))
+
+Take ρ_t out, and it is vs_t = V(s_t) + ρ_t A_t with A_t = r_t + γ h_{t+1} - V(s_t) and
+h_t = V(s_t) + (c_{t-1} / ρ_{t-1}) ρ_t A_t: the recursion of `gae`, with another factor before A_t. So each boundary of
+an episode is what it is there.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from gae_jax._affine_scan import affine_scan
+from gae_jax._gae import GAEOutput, lambda_before, recursion, value_or_0
+from gae_jax._trajectory import as_given, canonical_trajectory, check_arguments
+
+
+def vtrace(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    terminated: ArrayLike,
+    truncated: ArrayLike | None = None,
+    *,
+    log_rhos: ArrayLike,
+    gamma: ArrayLike,
+    lambda_: ArrayLike = 1.0,
+    clip_rho: ArrayLike = 1.0,
+    clip_c: ArrayLike = 1.0,
+    clip_pg_rho: ArrayLike = 1.0,
+    bootstrap_value: ArrayLike | None = None,
+    final_values: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    time_axis: int = 0,
+    implementation: str | None = None,
+) -> GAEOutput:
+    """Computes V-trace targets and policy-gradient advantages over a batch of off-policy rollouts.
+
+        vs_t = V(s_t) + ρ_t (r_t + γ V(s_{t+1}) - V(s_t)) + γ c_t (vs_{t+1} - V(s_{t+1}))
+        A_t = min(w_t, clip_pg_rho) (r_t + γ ((1 - λ) V(s_{t+1}) + λ vs_{t+1}) - V(s_t))
+
+    where w_t = π(a_t | s_t) / μ(a_t | s_t), ρ_t = min(w_t, clip_rho), c_t = λ min(w_t, clip_c). On-policy, with w_t = 1
+    and no clip below 1, it is `gae`.
+
+    Args:
+      rewards: `[T, *B]`, as in `gae`.
+      values: `[T+1, *B]`, or `[T, *B]` together with `bootstrap_value`.
+      terminated: `[T, *B]`, flags.
+      truncated: `[T, *B]`, flags; without `final_values` such a row is dropped: advantage 0, target V(s_t).
+      log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t), where μ is the policy that acted.
+      gamma: γ, a scalar or an array that broadcasts to `[T, *B]`.
+      lambda_: λ, likewise; where it varies, c_t has that of its own row.
+      clip_rho: a positive number, the most that a transition's own surprise weighs; it decides what vs converges to.
+      clip_c: a positive number, the most that later surprises weigh, each; it decides how fast.
+      clip_pg_rho: a positive number, the most that an advantage weighs.
+      bootstrap_value: `[*B]`, V(s_T).
+      final_values: `[T, *B]`, the value of the final observation; read only where truncated.
+      mask: `[T, *B]`, False where the row is no transition, and skipped.
+      time_axis: the axis of time.
+      implementation: of the scan over time, as in `affine_scan`.
+
+    Returns:
+      GAEOutput(advantages, targets): A_t for the policy's gradient, vs_t to fit the values to, as `gae` returns them.
+
+    Nothing is detached: wrap the results in `jax.lax.stop_gradient` where a loss should not be differentiated through
+    them. What `gae` does not read is not read here, and log_rhos of a masked row neither.
+
+    Raises:
+      TypeError, ValueError, NotImplementedError: as `gae` does; also for log_rhos, and for a clip that is not positive.
+
+    Source: Espeholt et al., 2018, arXiv:1802.01561, equations 1 and 2, and section 4.2; λ as in its remark 2.
+
+    >>> import jax.numpy as jnp
+    >>> advantages, targets = vtrace(
+    ...     rewards=jnp.array([1.0, 1.0]),
+    ...     values=jnp.array([0.5, 0.5, 0.5]),  # the last is V(s_T)
+    ...     terminated=jnp.array([False, False]),
+    ...     log_rhos=jnp.log(jnp.array([2.0, 0.5])),
+    ...     gamma=0.5,
+    ... )
+    >>> print(advantages)
+    [0.9375 0.375 ]
+    >>> print(targets)
+    [1.4375 0.875 ]
+    """
+    arguments = {
+        "rewards": rewards,
+        "values": values,
+        "terminated": terminated,
+        "truncated": truncated,
+        "log_rhos": log_rhos,
+        "bootstrap_value": bootstrap_value,
+        "final_values": final_values,
+        "mask": mask,
+        "gamma": gamma,
+        "lambda_": lambda_,
+    }
+    check_arguments(arguments)
+    clips = {"clip_rho": clip_rho, "clip_c": clip_c, "clip_pg_rho": clip_pg_rho}
+    for name, x in clips.items():
+        _check_clip(name, x)
+    alike = not isinstance(clip_rho, Array) and not isinstance(clip_c, Array) and clip_rho == clip_c
+    return _vtrace(arguments, clips, alike=alike, time_axis=time_axis, implementation=implementation)
+
+
+@functools.partial(jax.jit, static_argnames=("alike", "time_axis", "implementation"))
+def _vtrace(
+    arguments: dict[str, ArrayLike | None],
+    clips: dict[str, ArrayLike],
+    *,
+    alike: bool,
+    time_axis: int,
+    implementation: str | None,
+) -> GAEOutput:
+    """With `alike`, clip_rho and clip_c are known to be one number: what only their difference needs is left out."""
+    trajectory = canonical_trajectory(arguments, time_axis, None)
+    scan = functools.partial(affine_scan, implementation=implementation)
+    transitions, value = trajectory.transitions, value_or_0(trajectory)
+    log_rho: Any = transitions.log_rho
+    if transitions.mask is not None:
+        log_rho = jnp.where(transitions.mask, log_rho, 0)
+    log_rho = jnp.maximum(log_rho, jnp.finfo(log_rho.dtype).min)  # a number also for what π never does
+    # Clipped before the exponential, which may overflow.
+    log_clipped = {k: jnp.minimum(log_rho, jnp.log(jnp.asarray(x, log_rho.dtype))) for k, x in clips.items()}
+    rho, pg_rho = jnp.exp(log_clipped["clip_rho"]), jnp.exp(log_clipped["clip_pg_rho"])
+    own_lambda = lambda_before(trajectory, scan)
+    mixing = own_lambda
+    if not alike:
+        c_over_rho = jnp.exp(log_clipped["clip_c"] - log_clipped["clip_rho"])
+        mixing = lambda_before(trajectory._replace(lambda_=trajectory.lambda_ * c_over_rho), scan)
+    advantages = recursion(trajectory, mixing * rho, scan)
+    targets = value + rho * advantages
+    if not alike:  # what the policy bootstraps from is mixed by λ alone: once more, from h that are known
+        h = value + own_lambda * (targets - value)
+        from_h = trajectory._replace(transitions=transitions._replace(value=h))
+        advantages = recursion(from_h, jnp.zeros_like(own_lambda[:1]), scan)
+        advantages = advantages + _live(transitions.mask, h - value)
+    return GAEOutput(as_given(pg_rho * advantages, trajectory), as_given(targets, trajectory))
+
+
+def _live(mask: Array | None, x: Array) -> Array:
+    return x if mask is None else jnp.where(mask, x, 0)
+
+
+def _check_clip(name: str, x: Any) -> None:
+    if np.ndim(x) != 0:
+        raise ValueError(f"`{name}` must be one number; got shape {np.shape(x)}")
+    if isinstance(x, (int, float, np.number, np.ndarray)) and not float(x) > 0:
+        raise ValueError(f"`{name}` must be positive; got {x}")

@@ -1,0 +1,173 @@
+"""n-step advantages, V-trace and normalisation: right, linear in time, over devices, and refused where wrong."""
+
+from typing import Any
+
+import family
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from laws import assert_close
+from rollouts import random_rollout
+from scaling_out import collective_bytes, collectives
+from test_mutants import EXAMPLES
+
+import gae_jax
+from gae_jax import n_step_advantages, normalize, vtrace
+
+T, N = 24, 16
+ROLLOUT = random_rollout(0, steps=T, batch=(N,), ends=0.1)
+ARRAYS = {k: jnp.asarray(x) for k, x in ROLLOUT.arguments().items() if isinstance(x, np.ndarray)}
+ARRAYS |= {"values": ARRAYS["values"][:-1], "bootstrap_value": ARRAYS["values"][-1]}
+ESTIMATORS = {
+    "n_step_advantages": lambda **x: n_step_advantages(**x, n=5, gamma=0.9),
+    "vtrace": lambda **x: vtrace(**x, log_rhos=jnp.sin(x["rewards"]), gamma=0.9, lambda_=0.8),
+    "vtrace, clips differ": lambda **x: vtrace(**x, log_rhos=jnp.sin(x["rewards"]), gamma=0.9, clip_c=0.5),
+}
+
+
+@pytest.mark.parametrize("law", family.LAWS, ids=lambda law: law.__name__)
+def test_law(law):
+    for rollout in EXAMPLES[1::4]:
+        law(gae_jax, rollout)
+
+
+def test_gamma_and_lambda_by_worker_and_any_batch():
+    rollout = random_rollout(1, steps=5, batch=(2, 2), gamma="worker", lambda_="worker", dead=0.2)
+    family.n_steps_are_a_sum_of_n_deltas(gae_jax, rollout)
+    family.on_policy_vtrace_is_gae(gae_jax, rollout)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_inside_everything(name):
+    """Jit, vmap over workers, another axis of time, float16 in and out, and workers split over devices."""
+    fn = ESTIMATORS[name]
+    want = fn(**ARRAYS)
+
+    def same(got, rtol=1e-6):
+        assert_close(jax.tree.leaves(got), [np.asarray(x) for x in jax.tree.leaves(want)], rtol=rtol)
+
+    same(jax.jit(fn)(**ARRAYS))
+    last_axis = {k: x.ndim - 1 for k, x in ARRAYS.items()}
+    same(jax.vmap(lambda x: fn(**x), in_axes=(last_axis,), out_axes=1)(ARRAYS))
+    turned = {k: x.T for k, x in ARRAYS.items()}
+    same(jax.tree.map(jnp.transpose, fn(**turned, time_axis=1)))
+    narrow = fn(**{k: x.astype(jnp.float16) if x.dtype == jnp.float32 else x for k, x in ARRAYS.items()})
+    assert all(x.dtype == jnp.float16 for x in jax.tree.leaves(narrow))
+    mesh = Mesh(np.array(jax.devices()), ("workers",))
+    split = {k: jax.device_put(x, NamedSharding(mesh, P(*[None] * (x.ndim - 1), "workers"))) for k, x in ARRAYS.items()}
+    program = jax.jit(lambda x: fn(**x)).lower(split).compile()
+    same(program(split))
+    assert collectives(program) == {}
+
+
+def test_what_n_steps_cost_does_not_depend_on_n():
+    """Four loops, each over n rows of T / n blocks at once, in as much memory; n sums would take n times as much."""
+    rows = jax.ShapeDtypeStruct((4096, 4), jnp.float32)
+
+    def compiled(n) -> Any:
+        fn = jax.jit(lambda r, v, e, last: n_step_advantages(r, v, e, n=n, gamma=0.9, bootstrap_value=last))
+        return fn.lower(rows, rows, rows, jax.ShapeDtypeStruct((4,), jnp.float32)).compile()
+
+    few, many = compiled(16), compiled(1024)
+    assert few.as_text().count(" while(") == many.as_text().count(" while(") <= 4
+    assert many.memory_analysis().temp_size_in_bytes < 1.5 * few.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("clips", [{}, {"clip_rho": 2.0, "clip_pg_rho": 1.5}, {"clip_rho": 0.5, "clip_pg_rho": 0.7}])
+@pytest.mark.parametrize("lambda_", [1.0, 0.9])
+def test_vtrace_is_that_of_rlax(lambda_, clips):
+    """Which clips c at 1, and knows no truncation."""
+    try:
+        one_worker = peers.load("rlax").vtrace_td_error_and_advantage
+    except ImportError as error:
+        pytest.skip(f"cannot be imported: {error}")
+    rewards, values, last, ends = (ARRAYS[k] for k in ("rewards", "values", "bootstrap_value", "terminated"))
+    log_rhos, following = jnp.sin(rewards), jnp.concatenate([values[1:], last[None]])
+    with peers.as_peers_want():
+        theirs = jax.vmap(
+            lambda v, v_next, r, discount, log_rho: one_worker(
+                v,
+                v_next,
+                r,
+                discount,
+                jnp.exp(log_rho),
+                lambda_,
+                clip_rho_threshold=clips.get("clip_rho", 1.0),
+                clip_pg_rho_threshold=clips.get("clip_pg_rho", 1.0),
+            ),
+            1,
+            1,
+        )(values, following, rewards, 0.9 * (1 - ends), log_rhos)
+    how = {"log_rhos": log_rhos, "gamma": 0.9, "lambda_": lambda_, "bootstrap_value": last}
+    ours = vtrace(rewards, values, ends, **how, **clips)
+    assert_close(ours, [np.asarray(theirs.pg_advantage), np.asarray(values + theirs.errors)])
+
+
+def test_vtrace_survives_extreme_ratios():
+    """What the policy would never do now, or never did then."""
+    log_rhos = jnp.array([-jnp.inf, -1e30, 1e30, 300.0])
+    rewards, values, flags = jnp.ones(4), jnp.ones(5), jnp.zeros(4, bool)
+    for clip_c in (1.0, 0.5):
+        how = {"log_rhos": log_rhos, "gamma": 0.9, "clip_c": clip_c}
+        output = vtrace(rewards, values, flags, **how)
+        assert np.isfinite(output).all()
+        np.testing.assert_array_equal(output.targets[:2], 1)
+        gradient = jax.grad(lambda r, how=how: jnp.sum(vtrace(rewards, values, flags, **(how | {"log_rhos": r}))[0]))
+        assert np.isfinite(gradient(jnp.array([-300.0, -1e30, 1e30, 300.0]))).all()
+
+
+def test_normalize_over_devices():
+    """As if all entries were on one; three numbers a device are exchanged."""
+    x, mask = ROLLOUT.rewards + np.float32(5), np.random.default_rng(0).random((T, N)) < 0.7
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    fn = jax.shard_map(
+        lambda x, mask: normalize(x, mask, axis_name="all"), mesh=mesh, in_specs=P("all"), out_specs=P("all")
+    )
+    program = jax.jit(fn).lower(x, mask).compile()
+    assert_close([program(x, mask)], [normalize(x, mask)], rtol=1e-5)
+    assert collectives(program) == {"all-gather": 1}
+    assert collective_bytes(program) == 8 * 3 * 4
+
+
+def test_normalize_nothing_and_alike():
+    for x in (np.zeros((0, 3)), np.full((1, 1), 7.0), np.full((4, 2), 3.3)):
+        got = normalize(np.float32(x))
+        np.testing.assert_array_equal(got, np.zeros(x.shape))
+        assert np.isfinite(jax.grad(lambda x: jnp.sum(normalize(x) ** 2))(jnp.float32(x))).all()
+    np.testing.assert_array_equal(normalize(jnp.array([1.0, 2.0]), jnp.array([False, False])), 0)
+    np.testing.assert_array_equal(normalize(jnp.array([1.0, jnp.nan]), jnp.array([True, False])), 0)
+    half = normalize(jnp.array([1.0, 3.0], jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half, jnp.array([-1.0, 1.0], jnp.bfloat16))
+
+
+GOOD = {"rewards": np.ones((4, 3)), "values": np.ones((5, 3)), "terminated": np.zeros((4, 3), bool), "gamma": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("fn", "change", "error", "message"),
+    [
+        (n_step_advantages, {"n": 0}, ValueError, r"`n` must be at least 1; got 0"),
+        (n_step_advantages, {"n": 1.5}, TypeError, r"`n` must be an integer; got 1.5"),
+        (n_step_advantages, {"n": True}, TypeError, r"`n` must be an integer; got True"),
+        (n_step_advantages, {"n": 2, "values": np.ones((4, 3))}, ValueError, r"`values` must have shape \(5, 3\)"),
+        (vtrace, {"log_rhos": None}, TypeError, r"`log_rhos` must be an array of numbers; got NoneType"),
+        (vtrace, {"log_rhos": np.ones((4, 1))}, ValueError, r"`log_rhos` must have shape \(4, 3\).*got \(4, 1\)"),
+        (vtrace, {"log_rhos": np.ones((4, 3)), "clip_rho": 0.0}, ValueError, r"`clip_rho` must be positive; got 0.0"),
+        (vtrace, {"log_rhos": np.ones((4, 3)), "clip_c": np.ones(3)}, ValueError, r"`clip_c` must be one number; got"),
+    ],
+)
+def test_bad_argument(fn, change, error, message):
+    with pytest.raises(error, match=message):
+        fn(**(GOOD | change))
+
+
+def test_bad_argument_of_normalize():
+    with pytest.raises(ValueError, match=r"`mask` must have shape \(2, 2\), that of `advantages`; got \(2,\)"):
+        normalize(np.ones((2, 2)), np.ones(2, bool))
+    with pytest.raises(ValueError, match="`axis_name` must be an axis of the mesh"):
+        normalize(np.ones((2, 2)), axis_name="all")
