@@ -36,7 +36,7 @@ from jax import Array, lax
 from jax.scipy.stats import norm
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gae_jax import gae
+from gae_jax import gae, normalize
 
 BACKENDS = ("spring", "generalized", "positional", "mjx")
 ENVIRONMENTS = (  # all of Brax's but swimmer, which a current JAX cannot run
@@ -247,7 +247,7 @@ class PPO:
         self, state: TrainState, rollout: Transition, next_obs: Array, key: Array
     ) -> tuple[Any, optax.OptState, dict[str, Array]]:
         """Estimates advantages, then takes a few epochs of gradient steps on shuffled minibatches."""
-        normalize = state.statistics.normalize
+        standard = state.statistics.normalize
         advantages, targets = gae(
             self.config.reward_scale * rollout.reward,
             rollout.value,
@@ -255,11 +255,11 @@ class PPO:
             truncated=rollout.truncated,
             gamma=self.config.gamma,
             lambda_=self.config.gae_lambda,
-            bootstrap_value=self.apply(state.params, normalize(next_obs))[2],
-            final_values=self.apply(state.params, normalize(rollout.final_obs))[2],
+            bootstrap_value=self.apply(state.params, standard(next_obs))[2],
+            final_values=self.apply(state.params, standard(rollout.final_obs))[2],
         )
         # Data to the loss: no gradient has to be stopped.
-        data = rollout._replace(obs=normalize(rollout.obs)), advantages, targets
+        data = rollout._replace(obs=standard(rollout.obs)), advantages, targets
         devices, own_rows = self.config.devices, self.config.num_envs * self.config.num_steps // self.config.devices
 
         def rows_by_device(x: Array) -> Array:
@@ -288,7 +288,7 @@ class PPO:
         mean, log_std, value = self.apply(params, row.obs)
         ratio = jnp.exp(log_density(row.action, mean, log_std) - row.log_prob)
         clipped = jnp.clip(ratio, 1 - self.config.clip, 1 + self.config.clip)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        advantage = normalize(advantage)
         policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
         value_loss = jnp.square(value - target).mean()
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss}

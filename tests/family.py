@@ -52,7 +52,13 @@ def nothing_dead_leaks(lib, rollout):
     live = rollout.live
     for name in ("rewards", "log_rhos"):
         poisoned[name] = np.where(live, arguments[name], np.nan)
-    poisoned["values"] = np.concatenate([np.where(live, rollout.values[:-1], np.nan), rollout.values[-1:]])
+    last_value = np.array(rollout.values[-1])
+    ends = rollout.terminated if rollout.truncated is None else rollout.terminated | rollout.truncated
+    for worker in np.ndindex(last_value.shape):
+        rows = np.flatnonzero(live[(slice(None), *worker)])
+        if not rows.size or ends[(rows[-1], *worker)]:
+            last_value[worker] = np.nan
+    poisoned["values"] = np.concatenate([np.where(live, rollout.values[:-1], np.nan), last_value[None]])
     if rollout.final_values is not None:
         is_read = live & rollout.truncated & ~rollout.terminated
         poisoned["final_values"] = np.where(is_read, rollout.final_values, np.nan)
@@ -63,8 +69,9 @@ def nothing_dead_leaks(lib, rollout):
         advantages, targets = lib.vtrace(**arguments, **clips)
         return advantages, jnp.where(live, targets, 0), lib.n_step_advantages(**shared, n=3)
 
-    for clips in ({}, {"clip_rho": 2.0}):
-        for fn in (results, jax.grad(lambda *x, **how: sum(jnp.sum(jnp.sin(y)) for y in results(*x, **how)), (1, 2))):
+    gradient = jax.grad(lambda *x, **how: sum(jnp.sum(jnp.sin(y)) for y in results(*x, **how)), (1, 2))
+    for clips, functions in (({}, 1), ({"clip_rho": 2.0}, 2)):
+        for fn in (results, gradient)[:functions]:
             got, want = (
                 fn(x, jnp.asarray(x["rewards"]), jnp.asarray(x["values"]), **clips) for x in (poisoned, arguments)
             )
