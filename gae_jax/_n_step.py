@@ -11,7 +11,6 @@ scan through the blocks, all at once, gives the maps of all ends, and another th
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,37 +104,35 @@ def _n_step_advantages(arguments: dict[str, ArrayLike | None], *, n: int, time_a
         return step(h, transitions, gamma, jnp.ones_like(value))[0]
 
     b, a = jax.jvp(h_before, (jnp.zeros_like(value),), (jnp.ones_like(value),))
-    last = trajectory.bootstrap_value
+    after_n_steps = functools.partial(_after_n_steps_of_one_worker, min(n, len(value)))
+    for _ in value.shape[1:]:
+        after_n_steps = jax.vmap(after_n_steps, in_axes=(1, 1, 1, 0, None if mask is None else 1), out_axes=1)
+    advantages = after_n_steps(a, b, value, trajectory.bootstrap_value, mask) - value
+    return as_given(advantages if mask is None else jnp.where(mask, advantages, 0), trajectory)
+
+
+def _after_n_steps_of_one_worker(n: int, a: Array, b: Array, value: Array, last: Array, mask: Array | None) -> Array:
+    """From rows h -> a h + b to what n of them, from each on, make of V(s_{t+n}); all `[T]`, and V(s_T) is `[]`."""
     if mask is None:
-        target = _after_n_steps(a, b, value, last, n=min(n, len(value)))
-        return as_given(target - value, trajectory)
+        return _after_n_rows(n, a, b, value, last)
     # The live rows, without those between them; behind the last, rows that hand on V(s_T).
-    place = jnp.where(mask, jnp.cumsum(mask, axis=0) - 1, len(mask))
+    place = jnp.where(mask, jnp.cumsum(mask) - 1, len(mask))
 
-    def live_first(x: Array, behind: Any) -> Array:
-        behind = jnp.broadcast_to(behind, x.shape)
-        return jnp.put_along_axis(behind, place, x, axis=0, inplace=False, mode="drop")
+    def live_first(x: Array, behind: Array) -> Array:
+        return jnp.full_like(x, behind).at[place].set(x, mode="drop")
 
-    target = _after_n_steps(
-        live_first(a, jnp.ones_like(a)),
-        live_first(b, jnp.zeros_like(b)),
-        live_first(value, last),
-        last,
-        n=min(n, len(a)),
-    )
-    target = jnp.take_along_axis(target, jnp.minimum(place, len(mask) - 1), axis=0)
-    return as_given(jnp.where(mask, target - value, 0), trajectory)
+    a, b = live_first(a, jnp.ones_like(last)), live_first(b, jnp.zeros_like(last))
+    return _after_n_rows(n, a, b, live_first(value, last), last)[jnp.minimum(place, len(mask) - 1)]
 
 
-def _after_n_steps(a: Array, b: Array, value: Array, last: Array, *, n: int) -> Array:
-    """From rows h -> a h + b to what n of them, from each on, make of the value n rows further on; all `[T, *B]`."""
-    steps, *batch = value.shape
-    count = -(-steps // n)
+def _after_n_rows(n: int, a: Array, b: Array, value: Array, last: Array) -> Array:
+    """The same, where every row is live."""
+    length = len(value)
+    count = -(-length // n)
 
     def blocks(x: Array, behind: Array) -> Array:
-        """`[n, count + 1, *B]`: the i-th rows of all blocks; behind the end, and in one block more, as given."""
-        behind = jnp.broadcast_to(behind, ((count + 1) * n - steps, *batch))
-        return jnp.moveaxis(jnp.concatenate([x, behind]).reshape(count + 1, n, *batch), 1, 0)
+        """`[n, count + 1]`: the i-th rows of all blocks; behind the end, and in one block more, as given."""
+        return jnp.concatenate([x, jnp.full_like(x, behind, shape=(count + 1) * n - length)]).reshape(count + 1, n).T
 
     a, b, value = blocks(a, jnp.ones_like(last)), blocks(b, jnp.zeros_like(last)), blocks(value, last)
     zeros, ones = jnp.zeros_like(a[0]), jnp.ones_like(a[0])
@@ -146,4 +143,4 @@ def _after_n_steps(a: Array, b: Array, value: Array, last: Array, *, n: int) -> 
     _, begun_b = affine_scan(lambda h, x: (h + x, h), zeros, times(begun_a, b))
     begun = times(begun_a, value) + begun_b
     target = times(end_a[:, :-1], begun[:, 1:]) + end_b[:, :-1]
-    return jnp.moveaxis(target, 0, 1).reshape(count * n, *batch)[:steps]
+    return target.T.ravel()[:length]

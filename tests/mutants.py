@@ -241,9 +241,7 @@ FAMILY_MUTANTS = (
     Mutant("windows_end_with_their_block", N_STEP, "begun[:, 1:]", "value[:, 1:]", WINDOWS),
     Mutant("begins_with_itself", N_STEP, "lambda h, a: (a * h, h), ones", "lambda h, a: (a * h, a * h), ones", WINDOWS),
     Mutant("no_value_at_the_end", N_STEP, "blocks(value, last)", "blocks(value, 0 * last)", WINDOWS),
-    Mutant(
-        "dead_rows_count", N_STEP, "    if mask is None:\n        target =", "    if True:\n        target =", WINDOWS
-    ),
+    Mutant("dead_rows_count", N_STEP, "    if mask is None:\n", "    if True:\n", WINDOWS),
     Mutant("zero_times_nan_in_a_window", N_STEP, "times(begun_a, value)", "begun_a * value", DEAD),
     Mutant(
         "rho_is_not_clipped",

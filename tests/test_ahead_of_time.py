@@ -145,8 +145,7 @@ def test_workers_split_over_chips(chip, kind):
     assert {sharding.spec for sharding in executable.output_shardings} == {P(None, "all")}
 
 
-@pytest.mark.parametrize("implementation", [None, "blocked"])
-@pytest.mark.parametrize("chip", chips.MANY)
+@pytest.mark.parametrize(("chip", "implementation"), [("v5e", "blocked"), ("v5e", None), ("v6e", None), ("H100", None)])
 def test_time_split_over_chips(chip, implementation):
     """One exchange, of two numbers a worker and chip, however long the rollout is."""
     lanes, count = 128, len(chips.devices(chip, chips.MANY[chip]))

@@ -25,6 +25,7 @@ EXAMPLES = hypothesis.settings().max_examples
     flag_dtype=st.sampled_from([bool, np.int32, np.float32]),
     implementation=st.sampled_from([None, "scan", "blocked"]),
 )
+@hypothesis.settings(max_examples=max(1, EXAMPLES // 2))
 def test_all_arguments_at_once(rollout, time_axis, split, flag_dtype, implementation):
     """Whatever is passed, in whatever form: within 1e-5 of the oracle, relative to the largest advantage."""
     want = oracle(**rollout.arguments())
