@@ -64,14 +64,21 @@ def test_it_names_what_was_planted(name, tmp_path):
     print(f"\n{name}\n{report}")
 
 
-def plain(rewards, values, terminated, bootstrap_value, gamma, lambda_):
+def plain(rewards, values, terminated, bootstrap_value, gamma, lambda_, own_values=False):
     """A textbook's two lines, wrong where NaN is multiplied by 0."""
-    next_values = jnp.concatenate([values[1:], bootstrap_value[None]])
+    next_values = values if own_values else jnp.concatenate([values[1:], bootstrap_value[None]])
     deltas = rewards + gamma * jnp.where(terminated, 0, next_values) - values
     discounts = gamma * lambda_ * (1 - jnp.float32(terminated))
     return jax.lax.scan(
         lambda a, row: (row[0] + row[1] * a,) * 2, 0 * bootstrap_value, (deltas, discounts), reverse=True
     )[1]
+
+
+def test_the_value_of_its_own_state():
+    def wrong(rewards, values, terminated, bootstrap_value, gamma, lambda_):
+        return plain(rewards, values, terminated, bootstrap_value, gamma, lambda_, own_values=True)
+
+    assert "V(s_t) for V(s_{t+1})" in mistakes(check_gae(wrong))
 
 
 def test_what_a_function_does_not_take_is_not_asked():
