@@ -2,6 +2,7 @@
 
 import affine
 import family
+import jax
 import laws
 import pytest
 from mutants import AFFINE_MUTANTS, FAMILY_MUTANTS, MUTANTS, SPLIT_MUTANTS, load
@@ -16,6 +17,14 @@ EXAMPLES = [
     for dead in (0.0, 0.3)
     for varying in (0.8, "step", "both")
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_in_a_hurry():
+    """Every mutant is compiled, and runs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def breaks(lib, law):
