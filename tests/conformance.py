@@ -6,8 +6,8 @@ python tests/conformance.py
 import importlib.metadata
 
 import numpy as np
-import peers
-from peers import DEVIATIONS, PEERS, Deviation, Peer
+from support import peers
+from support.peers import DEVIATIONS, PEERS, Deviation, Peer
 
 from gae_jax import gae
 

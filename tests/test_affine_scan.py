@@ -4,9 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import laws
 import pytest
-from affine import (
+from jax import lax
+from jax.experimental import checkify
+from support import laws
+from support.rollouts import random_rollout
+from support.scan_laws import (
     LAWS,
     assert_all_close,
     interpreted,
@@ -16,9 +19,6 @@ from affine import (
     scanned,
     shares_as_lax_scan,
 )
-from jax import lax
-from jax.experimental import checkify
-from rollouts import random_rollout
 
 import gae_jax
 from gae_jax import affine_scan

@@ -8,13 +8,13 @@ import pytest
 pytest.importorskip("libtpu", reason="what is compiled for GPUs and TPUs needs the extra `aot`")
 pytest.importorskip("jax_plugins.xla_cuda12", reason="what is compiled for GPUs and TPUs needs the extra `aot`")
 
-import chips
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from scaling_out import collective_bytes, collectives
+from support import chips
 
 from gae_jax import gae
 

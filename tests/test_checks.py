@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
-from rollouts import Rollout, random_rollout
+from support.rollouts import Rollout, random_rollout
 
 from gae_jax import gae
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import assert_close, flags_of
-from oracle import oracle
-from rollouts import random_rollout
+from support.laws import assert_close, flags_of
+from support.oracle import oracle
+from support.rollouts import random_rollout
 
 from gae_jax import gae
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import assert_close
-from oracle import oracle
-from rollouts import random_rollout
+from support.laws import assert_close
+from support.oracle import oracle
+from support.rollouts import random_rollout
 
 from gae_jax import gae
 

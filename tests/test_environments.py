@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from laws import assert_close
-from oracle import oracle
+from support.laws import assert_close
+from support.oracle import oracle
 
 import gae_jax
 

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import family
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from laws import assert_close
-from rollouts import random_rollout
 from scaling_out import collective_bytes, collectives
+from support import estimator_laws as family
+from support import peers
+from support.laws import assert_close
+from support.rollouts import random_rollout
 from test_mutants import EXAMPLES
 
 import gae_jax

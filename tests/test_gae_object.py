@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from oracle import oracle
+from support.oracle import oracle
 
 from gae_jax import GAE
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import LAWS
-from oracle import oracle
-from rollouts import FLAGS, rollouts
+from support.laws import LAWS
+from support.oracle import oracle
+from support.rollouts import FLAGS, rollouts
 
 import gae_jax
 

@@ -1,13 +1,13 @@
 """Code that is subtly wrong does not pass: every mutant breaks the laws that are there to catch it."""
 
-import affine
-import family
 import jax
-import laws
 import pytest
-from mutants import AFFINE_MUTANTS, FAMILY_MUTANTS, MUTANTS, SPLIT_MUTANTS, load
-from rollouts import random_rollout
-from split import over_time
+from support import estimator_laws as family
+from support import laws
+from support import scan_laws as affine
+from support.meshes import over_time
+from support.mutants import AFFINE_MUTANTS, FAMILY_MUTANTS, MUTANTS, SPLIT_MUTANTS, load
+from support.rollouts import random_rollout
 
 import gae_jax
 

@@ -4,22 +4,22 @@ import contextlib
 import functools
 import math
 
-import affine
 import hypothesis
 import jax
 import jax.numpy as jnp
-import laws
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from laws import assert_close
-from oracle import oracle
-from rollouts import random_rollout, rollouts
 from scaling_out import collective_bytes, collectives
-from split import over_time
+from support import laws
+from support import scan_laws as affine
+from support.laws import assert_close
+from support.meshes import over_time
+from support.oracle import oracle
+from support.rollouts import random_rollout, rollouts
 from test_mutants import EXAMPLES
 
 import gae_jax

@@ -9,9 +9,9 @@ import hypothesis
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import assert_close
-from oracle import oracle
-from rollouts import random_rollout
+from support.laws import assert_close
+from support.oracle import oracle
+from support.rollouts import random_rollout
 
 from gae_jax import gae
 

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import pytest
-from laws import assert_close
-from mutants import MUTANTS, load
-from oracle import oracle
+from support import peers
+from support.laws import assert_close
+from support.mutants import MUTANTS, load
+from support.oracle import oracle
 
 import gae_jax
 from gae_jax.testing import MISTAKES, advantages, cases, check_gae

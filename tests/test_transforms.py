@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from laws import assert_close, flags_of, inputs_of
-from oracle import oracle
-from rollouts import random_rollout
+from support.laws import assert_close, flags_of, inputs_of
+from support.oracle import oracle
+from support.rollouts import random_rollout
 
 from gae_jax import gae
 

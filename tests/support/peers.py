@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from rollouts import Rollout, random_rollout
 
 from gae_jax import GAE, GAEOutput, gae
+from support.rollouts import Rollout, random_rollout
 
 Names = dict[str, Any]  # a peer's arguments by its own names, as NumPy arrays and numbers
 

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from laws import assert_close
-from oracle import oracle, vtrace_oracle
+
+from support.laws import assert_close
+from support.oracle import oracle, vtrace_oracle
 
 
 def with_log_rhos(rollout):

@@ -6,10 +6,10 @@ tests/peers.py calls them. What cannot be imported is skipped; the extra `peers`
 import contextlib
 
 import numpy as np
-import peers
 import pytest
-from laws import assert_close
-from peers import DEVIATIONS, INLINE, PEERS
+from support import peers
+from support.laws import assert_close
+from support.peers import DEVIATIONS, INLINE, PEERS
 
 from gae_jax import gae
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from oracle import oracle
-from rollouts import FLAGS, PARAMETERS, Rollout
+
+from support.oracle import oracle
+from support.rollouts import FLAGS, PARAMETERS, Rollout
 
 
 class Library(NamedTuple):
