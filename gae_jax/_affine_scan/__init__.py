@@ -21,8 +21,9 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import get_abstract_mesh
 
-from gae_jax._affine_scan.affine_map import AffineMap, maps_of_rows
+from gae_jax._affine_scan.affine_map import maps_of_rows
 from gae_jax._affine_scan.blocked import blocked
+from gae_jax._affine_scan.linear import linear_scan
 from gae_jax._affine_scan.pallas_tpu import is_narrow, pallas_tpu, why_not
 from gae_jax._affine_scan.sharded import shard_index_and_count as shard_index_and_count
 from gae_jax._affine_scan.sharded import sharded
@@ -83,15 +84,15 @@ def scan_rows(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -
 def _differentiable(
     step: Step, init: Array, xs: Any, shared: Any, reverse: bool, implementation: str | None
 ) -> tuple[Array, Any]:
-    """Scans, with a derivative that is an affine scan too: JAX never differentiates an implementation."""
+    """Scans, with a derivative that is an affine scan too: JAX does not differentiate the implementations."""
 
     @jax.custom_jvp
     def scan(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
         return _batchable(step, init, xs, shared, reverse, implementation)
 
     def jvp(primals: Any, tangents: Any) -> Any:
-        remember = functools.partial(_with_entering_carry, step)
         init, xs, shared = primals
+        remember = functools.partial(_with_entering_carry, step)
         last, (entering, ys) = _differentiable(remember, init, xs, shared, reverse, implementation)
         return (last, ys), _tangents(step, entering, primals, tangents, reverse, implementation)
 
@@ -125,7 +126,7 @@ def _tangents(
         primals = entering, xs, shared
         a = maps_of_rows(step, init, xs, shared).a
         c, _ = _jvp(all_rows, primals, (None, *d_inputs))
-        d_last, d_entering = _linear_scan(a, c, d_init, reverse, implementation)
+        d_last, d_entering = linear_scan(_batchable, a, c, d_init, reverse=reverse, implementation=implementation)
         _, d_ys = _jvp(all_rows, primals, (d_entering, *d_inputs))
         return d_last, d_ys
 
@@ -145,43 +146,6 @@ def _jvp(fn: Callable[..., Any], primals: Any, tangents: Any) -> Any:
         return fn(*jax.tree.unflatten(tree, inputs.values()))
 
     return jax.jvp(along, [leaves[i] for i in moving], [d_leaves[i] for i in moving])[1]
-
-
-def _linear_scan(a: Array, c: Array, d_init: Array, reverse: bool, implementation: str | None) -> tuple[Array, Array]:
-    """Scans dh_t = a_t dh_{t-1} + c_t from dh_0 = d_init; returns the last dh, and the dh that enters each row.
-
-    The rows are the equations of a linear system, (I - a S) dh = c, where S shifts by one row. From a linear system,
-    JAX derives every further derivative. The transposed system, (I - S^T a) g = ct, is a scan the other way:
-
-        g_t = ct_t + k_t,    k_{t-1} = a_t g_t
-    """
-
-    def entering(dh: Array, first: Array) -> Array:
-        return jnp.concatenate([dh[1:], first[None]] if reverse else [first[None], dh[:-1]])
-
-    def residual(dh: Array) -> Array:
-        return dh - a * entering(dh, jnp.zeros_like(dh[0]))
-
-    def solve(_: Any, c: Array) -> Array:
-        return _batchable(_apply_row, jnp.zeros_like(c[0]), AffineMap(a, c), (), reverse, implementation)[1]
-
-    def transpose_solve(_: Any, ct: Array) -> Array:
-        rows = AffineMap(a, ct)
-        return _batchable(_apply_row_transposed, jnp.zeros_like(ct[0]), rows, (), not reverse, implementation)[1]
-
-    from_init = a * entering(jnp.zeros_like(c), d_init)  # a_1 d_init in the first row, 0 in all others
-    dh = lax.custom_linear_solve(residual, c + from_init, solve, transpose_solve)
-    return dh[0] if reverse else dh[-1], entering(dh, d_init)
-
-
-def _apply_row(dh: Array, row: AffineMap, _: Any) -> tuple[Array, Array]:
-    dh = row.a * dh + row.b
-    return dh, dh
-
-
-def _apply_row_transposed(k: Array, row: AffineMap, _: Any) -> tuple[Array, Array]:
-    g = row.b + k
-    return row.a * g, g
 
 
 def _batchable(

@@ -5,6 +5,7 @@ map, all-gathers the D maps, an a and a b of shape `[*B]` each, and scans them, 
 shard. Then the device scans its shard.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,21 +45,23 @@ def sharded(
 
     Reads `init` on the device where the scan begins. Returns the last carry of all shards, and the outputs of this one.
     """
-
-    def last_carry(entering: Array) -> Array:
-        return scan(step, entering, xs, shared, reverse=reverse)[0]
-
     index, count = shard_index_and_count(axis_name)
     is_first = index == (count - 1 if reverse else 0)
     # The carry that enters the first shard is known there, so the first map is the constant that leaves it: a = 0.
     start = jnp.where(is_first, init, jnp.zeros_like(init))
     slope = jnp.where(is_first, jnp.zeros_like(init), jnp.ones_like(init))
-    b, a = jax.jvp(last_carry, (start,), (slope,))
+    b, _ = scan(step, start, xs, shared, reverse=reverse)
+    a, _ = scan(functools.partial(_linear_part, step), slope, xs, shared, reverse=reverse)
     maps = AffineMap(*lax.all_gather(jnp.stack([a, b]), axis_name, axis=1))
     last, entering = scan(_follow, jnp.zeros_like(init), maps, (), reverse=reverse, implementation="blocked")
     return last, scan(step, jnp.where(is_first, init, entering[index]), xs, shared, reverse=reverse)[1]
 
 
+def _linear_part(step: Callable[..., Any], carry: Array, row: Any, shared: Any) -> tuple[Array, Any]:
+    """From h to a h, where the step is h -> a h + b."""
+    return jax.jvp(lambda h: step(h, row, shared)[0], (jnp.zeros_like(carry),), (carry,))[1], ()
+
+
 def _follow(carry: Array, shard: AffineMap, _: Any) -> tuple[Array, Array]:
-    """From the carry that enters a shard to the carry that leaves it; and the carry that enters."""
+    """From the carry that enters a shard to the carry that leaves the shard; and the carry that enters."""
     return apply(shard, carry), carry
