@@ -11,6 +11,11 @@ def read(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
+def blocks(page: str) -> list[str]:
+    """All Python blocks."""
+    return re.findall(r"^```python\n(.*?)^```$", read(page), re.M | re.S)
+
+
 def recipes(page: str) -> dict[str, str]:
     """The Python block below each `###` heading; every such heading has one block."""
     headings, blocks = [], []
