@@ -109,7 +109,7 @@ def print_table(batch: Batch, estimates: Estimates) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = "At the first chosen token of each sample; λ(n): λ by length; turn: one decay a turn"
+    title = "At the first chosen token; λ(n): by length; turn: one decay a turn"
     table = Table("sample", title=title, padding=(0, 0))
     for column in ("tokens", "end", "λ(n)", "A", "A, λ(n)", "A, turn", "target", "target, λ = 1"):
         table.add_column(column, justify="right")
@@ -123,6 +123,8 @@ def print_table(batch: Batch, estimates: Estimates) -> None:
 
 def draw(batch: Batch, estimates: Estimates, path: pathlib.Path) -> None:
     """Advantages over tokens, one strip a sample; tokens that the policy did not choose are grey."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     panels = {
@@ -130,12 +132,13 @@ def draw(batch: Batch, estimates: Estimates, path: pathlib.Path) -> None:
         "one decay a turn": estimates.turn_advantages,
     }
     limit = max(float(jnp.max(jnp.abs(x))) for x in panels.values())
+    norm = Normalize(-limit, limit)
     figure = Figure(figsize=(10, 5), layout="constrained")
     all_axes = figure.subplots(len(panels), sharex=True)
     for axes, (title, advantages) in zip(all_axes, panels.items(), strict=True):
         axes.set_facecolor("0.88")
         shown = np.where(batch.mask, advantages, np.nan)
-        image = axes.pcolormesh(shown, cmap="RdBu", vmin=-limit, vmax=limit, edgecolors="white", linewidth=1)
+        axes.pcolormesh(shown, cmap="RdBu", norm=norm, edgecolors="white", linewidth=1)
         for i, kinds in enumerate(SAMPLES.values()):
             for t, kind in enumerate(kinds):
                 if kind in "pt":
@@ -144,7 +147,7 @@ def draw(batch: Batch, estimates: Estimates, path: pathlib.Path) -> None:
         axes.invert_yaxis()
         axes.set_title(title)
     all_axes[-1].set_xlabel("token position (p: prompt, t: written by the tool)")
-    figure.colorbar(image, ax=all_axes, label="advantage (reward)")
+    figure.colorbar(ScalarMappable(norm, "RdBu"), ax=all_axes, label="advantage (reward)")
     figure.savefig(path, dpi=150)
 
 

@@ -108,8 +108,8 @@ def check(heading, recording, names=None, *, naive, final_observation_lost=False
     """Asserts that the recipe gives each transition its advantage within its own episode; `naive` must not."""
     assert worth_testing(recording.episodes, recording.live)
     recipe = pages.recipes(PAGE)[heading]
-    names = {**recording.names, **(names or {}), **PARAMETERS, "jnp": jnp, "np": np, "value_fn": value_fn}
-    result = pages.run(recipe, names | {"gae": gae_jax.gae})
+    names = {**pages.imports(PAGE), **recording.names, **(names or {}), **PARAMETERS, "value_fn": value_fn}
+    result = pages.run(recipe, names)
     advantages = np.zeros(recording.live.shape)  # 0 in a row that is not a transition
     for n, episodes in enumerate(recording.episodes):
         advantages[recording.live[:, n], n] = np.concatenate([truth(x, final_observation_lost) for x in episodes])

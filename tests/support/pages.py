@@ -16,6 +16,12 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", read(page), re.M | re.S)
 
 
+def imports(page: str) -> dict[str, Any]:
+    """The names that the page's block of imports defines; the recipes may use no others."""
+    (block,) = [code for code in blocks(page) if code.startswith("import ")]
+    return run(block, {})
+
+
 def recipes(page: str) -> dict[str, str]:
     """The Python block below each `###` heading; every such heading has one block."""
     headings, blocks = [], []

@@ -111,7 +111,7 @@ def run_peer(peer: Peer | Deviation, names: Names) -> np.ndarray:
 
 
 def readme() -> str:
-    return (Path(__file__).parents[1] / "README.md").read_text()
+    return (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def adapters() -> dict[str, str]:

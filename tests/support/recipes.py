@@ -5,17 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import PartitionSpec
 
-from gae_jax import gae, normalize
 from support import pages
 from support.references import RECIPES
 
 PAGE = "examples/tokens.md"
-IMPORTS = {"jax": jax, "jnp": jnp, "lax": lax, "P": PartitionSpec, "gae": gae, "normalize": normalize}
 
 
 def random_names(heading: str, seed: int) -> dict[str, Any]:
@@ -36,7 +31,7 @@ def program(heading: str, code: str) -> Callable[[dict[str, Any]], dict[str, jax
     wanted = reference_of(heading, 0)
 
     def outputs(arrays: dict[str, Any]) -> dict[str, jax.Array]:
-        result = pages.run(code, constants | arrays | IMPORTS)
+        result = pages.run(code, pages.imports(PAGE) | constants | arrays)
         return {name: result[name] for name in wanted}
 
     return jax.jit(outputs)

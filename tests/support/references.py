@@ -146,7 +146,7 @@ def reward_channels(rng: np.random.Generator) -> Names:
 
 def agents_advantages(rng: np.random.Generator) -> Names:
     alive = mortal_agents(rng)["alive"]
-    return {"advantages": floats(rng, *alive.shape) * np.float32([1, 5, 0.1]) + np.float32(2), "alive": alive}
+    return {"advantages": floats(rng, *alive.shape) * np.array([1, 5, 0.1], np.float32) + np.float32(2), "alive": alive}
 
 
 def off_policy(rng: np.random.Generator) -> Names:
@@ -190,7 +190,7 @@ def of_answers(finished, mask, **names):
 def kl_rewards(mask, log_probs, ref_log_probs, scores, beta, **_):
     rewards = np.zeros(mask.shape)
     for sample, rows in live_rows(mask):
-        rewards[sample, rows] = beta * (np.float64(ref_log_probs) - log_probs)[sample, rows]
+        rewards[sample, rows] = beta * (np.asarray(ref_log_probs, np.float64) - log_probs)[sample, rows]
         rewards[sample, rows[-1]] += scores[sample]
     return {"rewards": np.where(mask, rewards, np.nan)}
 
@@ -251,7 +251,9 @@ def monte_carlo_returns(rewards, mask, terminated, last_values, gamma):
     for sample, rows in live_rows(mask):
         rewards_left = [*rewards[sample, rows], 0.0 if terminated[sample, rows[-1]] else last_values[sample]]
         for i, row in enumerate(rows):
-            returns[sample, row] = np.dot(gamma ** np.arange(len(rewards_left) - i), np.float64(rewards_left[i:]))
+            returns[sample, row] = np.dot(
+                gamma ** np.arange(len(rewards_left) - i), np.array(rewards_left[i:], np.float64)
+            )
     return returns
 
 
@@ -288,18 +290,18 @@ def of_team(team_rewards, values, done, gamma, lambda_, **_):
 
 def of_channels(rewards, values, done, gammas, weights, lambda_, **_):
     each = [oracle(rewards[..., k], values[..., k], done, gamma=gammas[k], lambda_=lambda_)[0] for k in range(3)]
-    return {"advantages": sum(weight * advantages for weight, advantages in zip(weights, each, strict=True))}
+    return {"advantages": np.stack(each, axis=-1) @ np.asarray(weights, np.float64)}
 
 
 def of_each_agent(advantages, alive):
-    x = np.float64(advantages)
+    x = np.asarray(advantages, np.float64)
     return {"normalized": np.stack([standardized(x[..., i], alive[..., i]) for i in range(3)], axis=-1)}
 
 
 def workers(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
     """The arrays [T, N], in float64 where they are floats, worker by worker."""
     for n in range(arrays[0].shape[1]):
-        yield tuple(x[:, n] if x.dtype == bool else np.float64(x[:, n]) for x in arrays)
+        yield tuple(x[:, n] if x.dtype == bool else np.asarray(x[:, n], np.float64) for x in arrays)
 
 
 def each_worker(fn: Callable[..., list[float]], *arrays: np.ndarray) -> np.ndarray:
@@ -334,7 +336,7 @@ def lambda_returns(rewards, values, ends, discounts, lambda_):
             targets.append(np.dot(weights, returns))
         return targets
 
-    return each_worker(one_worker, rewards, np.float64(values), ends, discounts)
+    return each_worker(one_worker, rewards, values, ends, discounts)
 
 
 def with_renormalized_weights(rewards, values, terminated, gamma, lam, **_):
@@ -397,16 +399,16 @@ def peng(rewards, q_values, terminated, gamma, lambda_, **_):
 
 def dreamer(rewards, values, continues, gamma, lambda_, **_):
     never = np.zeros(rewards.shape, bool)
-    return {"targets": lambda_returns(rewards, values, never, gamma * np.float64(continues), lambda_)}
+    return {"targets": lambda_returns(rewards, values, never, gamma * np.asarray(continues, np.float64), lambda_)}
 
 
 def average_reward(rewards, values, terminated, rho, lambda_, **_):
-    targets = lambda_returns(np.float64(rewards) - rho, values, terminated, np.ones(rewards.shape), lambda_)
+    targets = lambda_returns(np.asarray(rewards, np.float64) - rho, values, terminated, np.ones(rewards.shape), lambda_)
     return {"advantages": targets - values[:-1], "targets": targets}
 
 
 def semi_markov(rewards, values, terminated, durations, gamma, lambda_, **_):
-    targets = lambda_returns(rewards, values, terminated, gamma ** np.float64(durations), lambda_)
+    targets = lambda_returns(rewards, values, terminated, gamma ** np.asarray(durations, np.float64), lambda_)
     return {"advantages": targets - values[:-1], "targets": targets}
 
 
