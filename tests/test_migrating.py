@@ -90,6 +90,13 @@ def test_every_row_has_a_test():
     assert set(peers.adapters()) == {peer.row for peer in [*PEERS, *AGENTS]}
 
 
+def test_table_of_conformance_has_a_row_for_each_peer():
+    """The largest differences are of one run, and not compared."""
+    rows = pages.table("tests/README.md", "| peer | version | largest difference | what differs and why |")
+    printed = {name: remark for name, _, _, remark in rows}
+    assert printed == {peers.title(entry): entry.remark for entry in [*PEERS, *DEVIATIONS, *AGENTS]}
+
+
 # What goes wrong without an error.
 
 

@@ -89,6 +89,14 @@ def test_recipes_are_a_few_lines():
         assert max(map(len, code.splitlines())) <= 120
 
 
+def test_table_of_recipes_has_their_lines_and_differences():
+    rows = pages.table("tests/README.md", "| recipe | lines | largest difference |")
+    assert {name: int(lines) for name, lines, _ in rows} == {
+        name: len(code.splitlines()) for name, code in pages.recipes(PAGE).items()
+    }
+    assert all(float(difference) < TOLERANCE for _, _, difference in rows)
+
+
 @pytest.mark.parametrize("heading", IN_TOKEN_LEVEL)
 def test_token_level_has_the_lines_of_the_recipe(heading):
     script = iter(line.strip() for line in pages.read("examples/token_level.py").splitlines())
