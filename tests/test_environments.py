@@ -36,8 +36,25 @@ def test_gymnasium_next_step():
     check_next_step(record(gymnasium_rows, "NEXT_STEP", rollouts=2))
 
 
-def test_envpool():
-    check_next_step(record(envpool_rows, rollouts=2))
+@pytest.mark.parametrize("interface", ["gymnasium", "gym"])
+def test_envpool(interface):
+    check_next_step(record(envpool_rows, interface, rollouts=2))
+
+
+def test_envpool_counter_after_a_lost_life():
+    """The page advises against `info["elapsed_step"] == 0`: it is False where Atari's `episodic_life` resets."""
+    with standard_promotion():
+        envpool = pytest.importorskip("envpool")
+        envs = envpool.make_gymnasium("Breakout-v5", num_envs=1, seed=0, episodic_life=True)
+    envs.reset()
+    for _ in range(1000):
+        _, _, terminated, _, _ = envs.step(np.ones(1, np.int32))
+        if terminated[0]:
+            break
+    _, rewards, terminated, truncated, info = envs.step(np.ones(1, np.int32))
+    assert (rewards[0], terminated[0], truncated[0]) == (0, False, False)
+    assert info["lives"][0] == 4
+    assert info["elapsed_step"][0] > 0
 
 
 def check_next_step(recordings):
@@ -280,11 +297,11 @@ def gymnasium_rows(logs, mode):
         obs = following
 
 
-def envpool_rows(logs):
+def envpool_rows(logs, interface):
     """The rows that only reset are those in which CartPole's step counter is 0; the recipe does not use the counter."""
     with standard_promotion():
         envpool = pytest.importorskip("envpool")
-        envs = envpool.make_gymnasium("CartPole-v1", num_envs=N, max_episode_steps=LIMIT, seed=0)
+        envs = envpool.make("CartPole-v1", env_type=interface, num_envs=N, max_episode_steps=LIMIT, seed=0)
     rng = np.random.default_rng(0)
     obs, _ = envs.reset()
     for n, log in enumerate(logs):
