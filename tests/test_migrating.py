@@ -203,7 +203,7 @@ def test_whitening_of_tokens(name):
     (peer,) = [peer for peer in PEERS if peer.name == name]
     rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
     names, theirs = ask(peer, rollout)
-    with skip_import_errors(), peers.standard_promotion():
+    with skip_import_errors(), peers.as_peers_want():
         whitened = np.asarray(peers.whitened(peer.name, names))
     live = rollout.live.T
     assert_close([whitened_by_page(theirs, live)[live]], [whitened[live]])
@@ -221,7 +221,7 @@ def test_whitening_of_skrl():
 def test_tunix_whitens_one_token_to_nan():
     """With one live token in the batch the variance is 0 / 0. `gae` leaves whitening to the caller."""
     one = np.ones((1, 1), np.float32)
-    with skip_import_errors(), peers.standard_promotion():
+    with skip_import_errors(), peers.as_peers_want():
         advantages, returns = peers.load("tunix.rl.algo_core").compute_gae_advantages(one, one / 2, one, 0.99, 0.95)
     assert np.isnan(advantages).all()
     assert_close(returns, one)
@@ -239,7 +239,7 @@ def test_line_for_torch_tensors():
     for tensor in [*tensors, with_gradient, 2 * with_gradient]:
         array = pages.run(peers.block_with("array"), {"tensor": tensor})["array"]
         assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, np.float32(numbers) * (2 if tensor.grad_fn else 1))
+        np.testing.assert_array_equal(array, np.array(numbers, np.float32) * (2 if tensor.grad_fn else 1))
     for tensor in (tensors[0], torch.tensor(numbers, requires_grad=True)):
         with pytest.raises((TypeError, RuntimeError)):
             tensor.numpy()

@@ -99,7 +99,7 @@ def load(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def standard_promotion():
+def as_peers_want():
     """Peers rely on implicit promotion."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
@@ -126,7 +126,7 @@ def time_major(x: Any, rollout: Rollout) -> Any:
 
 def run_peer(peer: Peer | Agent | Deviation, names: Names) -> np.ndarray:
     call = peer.formula if isinstance(peer, Agent) else peer.call
-    with standard_promotion():
+    with as_peers_want():
         return np.asarray(call(**names))
 
 
@@ -500,7 +500,8 @@ def cleanrl_jax_arrays(rollout):
 
 
 def cleanrl_jax_formula(storage, next_done, next_value, args):
-    return cleanrl_formula(*storage, np.float32(next_done), next_value[None], args)
+    rewards, values, dones = storage
+    return cleanrl_formula(rewards, values, dones, np.float32(next_done), next_value[None], args)
 
 
 def openrlhf_arrays(rollout):
