@@ -35,7 +35,7 @@ PICTURES = (".pdf", ".png", ".svg")
 
 
 class Batch(NamedTuple):
-    """Samples as a trainer holds them, `[N, S]` where nothing else is said."""
+    """Samples as a trainer holds them: arrays `[N, S]`, unless noted."""
 
     mask: Array  # the policy chose the token
     finished: Array  # [N], the answer ended before the length limit
