@@ -1,25 +1,25 @@
-"""Token-level advantages for a batch of language-model samples: prompts, tool turns, padding, and a length limit.
+"""Advantages of language-model tokens, for a batch with prompts, a tool turn, padding, and a length limit.
 
     python examples/token_level.py --out token_level.png
 
 Each row is one sample, each column a token position, and a transition is the choice of one token: s_t is the text
-before it, V(s_t) what the critic makes of that text. Only tokens that the policy chose are transitions; `mask` says
-which. The recursion skips all others, so credit passes from the answer over the tool's output to the call of the tool.
+before the token, V(s_t) its value. Only tokens that the policy chose are transitions, and `mask` is True there. The
+recursion skips all others, so credit passes from the answer over the tool's output to the call of the tool.
 
-The rewards and values are made up, so that the numbers can be followed by hand; the calls are those of a real trainer.
+The log probabilities, scores and values are made up, so that the numbers can be followed by hand. The calls are those
+of a real trainer; examples/tokens.md explains each of them.
 """
 
 import argparse
+import math
 import pathlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
+from command_line import Parser, refuse, require
+from jax import Array, lax
 
 from gae_jax import gae
 
@@ -30,93 +30,170 @@ SAMPLES = {  # the last one ran into the length limit
     "long": "ppppppxxxxxxxxxxxxxxxxxxxxx.",
     "cut off": "ppppxxxxxxxxxxxxxxxxxxxxxxxx",
 }
-SCORES = np.array([1.0, 1.0, -1.0, 0.0])  # the verdict on each finished answer; there is none on an unfinished one
-TOKEN_COST = 0.01  # per chosen token, in place of the usual penalty on the divergence from a reference model
+SCORES = np.array([1.0, 1.0, -1.0, 0.0])  # the score of each finished answer; an unfinished answer has none
+PICTURES = (".pdf", ".png", ".svg")
 
 
 class Batch(NamedTuple):
-    """Samples as a trainer holds them, `[N, T]`."""
+    """Samples as a trainer holds them: arrays `[N, S]`, unless noted."""
 
-    rewards: Array
-    values: Array  # V(s_t) at each token; at dead positions a critic's output means nothing, here it is NaN
-    last_value: Array  # [N], V(s_T), of the whole text
-    terminated: Array  # the token ended the answer
     mask: Array  # the policy chose the token
+    finished: Array  # [N], the answer ended before the length limit
+    scores: Array  # [N]
+    log_probs: Array  # of each token, under the policy
+    ref_log_probs: Array  # under the reference model
+    values: Array  # V(s_t), NaN at the tokens that the policy did not choose
+    last_values: Array  # [N], the value of the whole text
+
+
+class Estimates(NamedTuple):
+    """Advantages of the policy in three ways, and targets of the critic in two, `[N, S]`."""
+
+    advantages: Array  # one λ for all samples, one decay a token
+    policy_advantages: Array  # λ by length
+    turn_advantages: Array  # one decay a turn
+    targets: Array  # one λ for all samples
+    critic_targets: Array  # λ = 1
+    by_length: Array  # [N, 1], the λ of each sample
 
 
 def make_batch() -> Batch:
-    """Scores every finished answer at its last token, with a critic that foresees the score ever better."""
-    kinds = np.array([list(kinds) for kinds in SAMPLES.values()])
-    mask = kinds == "x"
-    steps = kinds.shape[1]
-    last_token = steps - 1 - np.argmax(mask[:, ::-1], axis=1)
-    finished = last_token < steps - 1
-    terminated = (np.arange(steps) == last_token[:, None]) & finished[:, None]
-    rewards = np.where(mask, -TOKEN_COST, 0) + np.where(terminated, SCORES[:, None], 0)
+    """Makes up log probabilities, scores, and a critic whose guess approaches the score along the answer."""
+    mask = np.array([list(kinds) for kinds in SAMPLES.values()]) == "x"
+    finished = ~mask[:, -1]
     progress = np.cumsum(mask, axis=1) / mask.sum(axis=1, keepdims=True)
     guess = np.where(finished, SCORES, 0.6)[:, None] * progress * 0.8
-    values = np.where(mask, guess, np.nan)
-    return Batch(*(jnp.asarray(x) for x in (rewards, values, guess[:, -1], terminated, mask)))
+    log_probs, ref_log_probs = np.where(mask, -0.8, 0.0), np.where(mask, -1.0, 0.0)
+    arrays = (mask, finished, SCORES, log_probs, ref_log_probs, np.where(mask, guess, np.nan), guess[:, -1])
+    return Batch(*(jnp.asarray(x) for x in arrays))
 
 
 @jax.jit
-def estimate(batch: Batch) -> tuple[Array, Array, Array]:
-    """Returns the advantages for the policy, the targets for the critic, and the λ of each sample."""
-    # The longer the answer, the closer λ is to 1: or else the verdict fades before it reaches the first tokens.
-    lengths = batch.mask.sum(axis=1, keepdims=True)
-    lambda_by_length = 1 - 1 / (0.25 * lengths + 1)
-    arguments = batch.rewards, batch.values, batch.terminated
-    options = {"gamma": 1.0, "bootstrap_value": batch.last_value, "mask": batch.mask, "time_axis": 1}
-    advantages, _ = gae(*arguments, lambda_=lambda_by_length, **options)
-    _, targets = gae(*arguments, lambda_=1.0, **options)  # the critic learns from whole returns, without bias
-    return advantages, targets, lambda_by_length[:, 0]
+def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: float) -> Estimates:
+    """Runs five recipes of examples/tokens.md, line by line as they are printed there."""
+    mask, finished, scores, log_probs, ref_log_probs, values, last_values = batch
+
+    last = mask & (jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True))  # the last token of each answer
+    kl = log_probs - ref_log_probs
+    rewards = -beta * kl + jnp.where(last, scores[:, None], 0)
+
+    terminated = last & finished[:, None]
+    advantages, targets = gae(
+        rewards, values, terminated, mask=mask, gamma=gamma, lambda_=lambda_, bootstrap_value=last_values, time_axis=1
+    )
+
+    lengths = jnp.sum(mask, axis=1, keepdims=True, dtype=float)
+    by_length = jnp.maximum(0.0, 1 - 1 / (alpha * lengths))  # [N, 1]
+    policy_advantages, _ = gae(
+        rewards, values, terminated, mask=mask, gamma=gamma, lambda_=by_length, bootstrap_value=last_values, time_axis=1
+    )
+
+    first = mask & ~jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))  # the turn's first token
+    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
+    samples = jnp.arange(len(mask))[:, None]
+    turn_rewards = jnp.zeros_like(rewards).at[samples, start].add(jnp.where(mask, rewards, 0))
+    ended = jnp.zeros_like(mask).at[samples, start].max(terminated & mask)
+    turns = gae(
+        turn_rewards, values, ended, mask=first, gamma=gamma, lambda_=lambda_, bootstrap_value=last_values, time_axis=1
+    )
+    turn_advantages = jnp.where(mask, jnp.take_along_axis(turns.advantages, start, axis=1), 0)
+
+    _, critic_targets = gae(
+        rewards, values, terminated, mask=mask, gamma=gamma, lambda_=1.0, bootstrap_value=last_values, time_axis=1
+    )
+    return Estimates(advantages, policy_advantages, turn_advantages, targets, critic_targets, by_length)
 
 
-def print_table(batch: Batch, advantages: Array, targets: Array, lambdas: Array) -> None:
-    """One row a sample, with the numbers at the first and the last token that the policy chose."""
-    table = Table("sample", title="Advantages A and value targets at the first and last chosen token", padding=(0, 0))
-    for column in ("tokens", "up to", "λ", "A first", "A last", "target first", "target last"):
+def print_table(batch: Batch, estimates: Estimates) -> None:
+    """One row a sample, with the numbers at the first token that the policy chose."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = "At the first chosen token; λ(n): by length; turn: one decay a turn"
+    table = Table("sample", title=title, padding=(0, 0))
+    for column in ("tokens", "end", "λ(n)", "A", "A, λ(n)", "A, turn", "target", "target, λ = 1"):
         table.add_column(column, justify="right")
     for i, name in enumerate(SAMPLES):
-        first, *_, last = np.flatnonzero(batch.mask[i])
-        ends = "end" if batch.terminated[i].any() else "limit"
-        numbers = (x[i, t] for x in (advantages, targets) for t in (first, last))
-        table.add_row(name, str(int(batch.mask[i].sum())), ends, f"{lambdas[i]:.3f}", *(f"{x:+.3f}" for x in numbers))
+        first = np.argmax(batch.mask[i])
+        end = "answer" if batch.finished[i] else "limit"
+        numbers = [f"{x[i, first]:+.3f}" for x in estimates[:5]]
+        table.add_row(name, str(int(batch.mask[i].sum())), end, f"{estimates.by_length[i, 0]:.3f}", *numbers)
     Console().print(table)
 
 
-def draw(batch: Batch, advantages: Array, path: pathlib.Path) -> None:
+def draw(batch: Batch, estimates: Estimates, path: pathlib.Path) -> None:
     """Advantages over tokens, one strip a sample; tokens that the policy did not choose are grey."""
-    shown = np.where(batch.mask, advantages, np.nan)
-    limit = np.nanmax(np.abs(shown))
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.set_facecolor("0.88")
-    image = axes.pcolormesh(shown, cmap="RdBu", vmin=-limit, vmax=limit, edgecolors="white", linewidth=1)
-    for i, kinds in enumerate(SAMPLES.values()):
-        for t, kind in enumerate(kinds):
-            if kind in "pt":
-                axes.text(t + 0.5, i + 0.5, kind, ha="center", va="center", color="0.45", fontsize=8)
-    axes.set_yticks(np.arange(len(SAMPLES)) + 0.5, list(SAMPLES))
-    axes.invert_yaxis()
-    axes.set_xlabel("token position (p: prompt, t: written by the tool)")
-    figure.colorbar(image, label="advantage (reward)")
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    panels = {
+        "one decay a token, λ by length": estimates.policy_advantages,
+        "one decay a turn": estimates.turn_advantages,
+    }
+    limit = max(float(jnp.max(jnp.abs(x))) for x in panels.values())
+    norm = Normalize(-limit, limit)
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    all_axes = figure.subplots(len(panels), sharex=True)
+    for axes, (title, advantages) in zip(all_axes, panels.items(), strict=True):
+        axes.set_facecolor("0.88")
+        shown = np.where(batch.mask, advantages, np.nan)
+        axes.pcolormesh(shown, cmap="RdBu", norm=norm, edgecolors="white", linewidth=1)
+        for i, kinds in enumerate(SAMPLES.values()):
+            for t, kind in enumerate(kinds):
+                if kind in "pt":
+                    axes.text(t + 0.5, i + 0.5, kind, ha="center", va="center", color="0.45", fontsize=8)
+        axes.set_yticks(np.arange(len(SAMPLES)) + 0.5, list(SAMPLES))
+        axes.invert_yaxis()
+        axes.set_title(title)
+    all_axes[-1].set_xlabel("token position (p: prompt, t: written by the tool)")
+    figure.colorbar(ScalarMappable(norm, "RdBu"), ax=all_axes, label="advantage (reward)")
     figure.savefig(path, dpi=150)
+
+
+def parse_options() -> argparse.Namespace:
+    """The checked options; exits with one line where one of them is bad."""
+    parser = Parser(str(__doc__))
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("token_level.png"), help="the picture to write"
+    )
+    parser.add_argument("--beta", type=float, default=0.05, help="weight of the KL penalty")
+    parser.add_argument("--gamma", type=float, default=1.0, help="discount")
+    parser.add_argument(
+        "--lambda", dest="lambda_", metavar="LAMBDA", type=float, default=0.95, help="λ, where it is fixed"
+    )
+    parser.add_argument("--alpha", type=float, default=1.0, help="λ by length is 1 - 1 / (alpha * length)")
+    options = parser.parse_args()
+    check_picture(options.out)
+    if not math.isfinite(options.beta):
+        refuse("--beta must be a finite number")
+    for name in ("gamma", "lambda_"):
+        if not 0 <= getattr(options, name) <= 1:
+            refuse(f"--{name.strip('_')} must be in [0, 1]")
+    if not 0 < options.alpha < math.inf:
+        refuse("--alpha must be greater than 0")
+    return options
+
+
+def check_picture(path: pathlib.Path) -> None:
+    """Refuses what cannot be written, before anything is computed."""
+    if path.is_dir():
+        refuse(f"--out: {path} is a directory; name a file, such as token_level.png")
+    if not path.parent.is_dir():
+        refuse(f"--out: {path.parent} is not a directory")
+    if path.suffix not in PICTURES:
+        refuse(f"--out: cannot write {path.suffix or 'such'} files; the name must end in .pdf, .png or .svg")
 
 
 def main() -> None:
     """Prints the table and writes the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("token_level.png"), help="where to draw")
-    path: pathlib.Path = parser.parse_args().out
-    if not path.parent.is_dir():
-        parser.error(f"--out: there is no directory {path.parent}")
-
+    options = parse_options()
+    require("examples", "matplotlib", "rich")
     batch = make_batch()
-    advantages, targets, lambdas = estimate(batch)
-    print_table(batch, advantages, targets, lambdas)
-    draw(batch, advantages, path)
-    print(f"wrote {path}")
+    estimates = estimate(batch, beta=options.beta, gamma=options.gamma, lambda_=options.lambda_, alpha=options.alpha)
+    print_table(batch, estimates)
+    draw(batch, estimates, options.out)
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,58 +1,75 @@
-"""Prints the README's table of conformance: every peer that is installed, on the same random rollouts as `gae`.
+"""Prints the tables of tests/README.md.
 
-python tests/conformance.py
+python tests/conformance.py             # every peer that is installed, against `gae`
+python tests/conformance.py --recipes   # every recipe of examples/tokens.md, against its definition
 """
 
+import argparse
 import importlib.metadata
 
+import jax
 import numpy as np
-from support import peers
-from support.peers import DEVIATIONS, PEERS, Deviation, Peer
+from support import pages, peers, recipes
+from support.peers import AGENTS, DEVIATIONS, PEERS, Agent, Deviation, Peer
+from support.references import RECIPES
 
 from gae_jax import gae
 
 SEEDS = range(5)
 PARAMETERS = [(0.99, 0.95), (0.9, 0.5)]
-HEAD = """\
-The largest difference of an advantage from that of `gae`, relative to the root mean square of the latter: float32, on a
-CPU, 10 random rollouts of 64 steps and 8 workers. Where it is not rounding, the peer says something else than GAE, and
-`tests/test_peers.py` pins down what.
-"""
-FOOT = """
-All of them multiply what they must not read by 0, the value after a terminated row or a padding token, so a NaN there
-spoils the advantages before it; `gae` does not read it.\
-"""
 
 
-def largest_difference(entry: Peer | Deviation) -> float:
-    """Between the peer's advantages and those of `gae`, over the root mean square of the latter."""
+def difference_from_gae(entry: Peer | Agent | Deviation) -> float:
+    """The largest difference of an advantage from `gae`, relative to the root mean square of the latter."""
     differences = []
     for seed in SEEDS:
         for gamma, lambda_ in PARAMETERS:
             rollout = peers.kind_of_rollout(entry.rollouts, seed, gamma, lambda_)
             theirs = peers.time_major(peers.run_peer(entry, entry.arrays(rollout)), rollout)
             ours = np.asarray(gae(**rollout.arguments()).advantages)
-            differences.append(np.abs(theirs - ours).max() / np.sqrt(np.mean(ours**2)))
+            differences.append(np.abs(theirs - ours)[rollout.live].max() / np.sqrt(np.mean(ours[rollout.live] ** 2)))
     return max(differences)
 
 
-def row(entry: Peer | Deviation) -> list[str]:
-    name = entry.name if isinstance(entry, Peer) else f"{entry.peer}: {entry.what}"
+def peer_row(entry: Peer | Agent | Deviation) -> list[str]:
+    if isinstance(entry, Agent):
+        return [entry.row, "its formula", f"{difference_from_gae(entry):.2g}", entry.remark]
+    name = peers.title(entry)
     try:
         version = importlib.metadata.version(entry.distribution)
     except importlib.metadata.PackageNotFoundError:
         return [name, "not installed", "", entry.remark]
     try:
-        return [name, version, f"{largest_difference(entry):.2g}", entry.remark]
+        return [name, version, f"{difference_from_gae(entry):.2g}", entry.remark]
     except ImportError:
         return [name, version, "cannot be imported", entry.remark]
 
 
-def main():
-    rows = [["peer", "version", "largest difference", "what differs and why"], ["---"] * 4]
+def peer_table() -> list[list[str]]:
+    rows = [["peer", "version", "largest difference", "what differs and why"]]
     for peer in PEERS:
-        rows += [row(peer), *(row(x) for x in DEVIATIONS if x.peer == peer.name)]
-    print(HEAD, *(f"| {' | '.join(cells)} |" for cells in rows), FOOT, sep="\n")
+        rows += [peer_row(peer), *(peer_row(x) for x in DEVIATIONS if x.peer == peer.name)]
+    return rows + [peer_row(agent) for agent in AGENTS]
+
+
+def recipe_table() -> list[list[str]]:
+    rows = [["recipe", "lines", "largest difference"]]
+    for heading in RECIPES:
+        lines = len(pages.recipes(recipes.PAGE)[heading].splitlines())
+        difference = max(recipes.largest_difference(heading, seed) for seed in SEEDS)
+        rows.append([heading, str(lines), f"{difference:.1g}"])
+    return rows
+
+
+def main() -> None:
+    """Prints one of the tables, in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", action="store_true", help="print the table of recipes")
+    options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 8)  # one recipe splits its arrays over a mesh
+    head, *rows = recipe_table() if options.recipes else peer_table()
+    for cells in (head, ["---"] * len(head), *rows):
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -1,46 +1,71 @@
-"""Each recipe of the README, run on a rollout of the environment that it is for, against that environment's episodes.
+"""Each recipe of examples/environments.md, run as printed on a rollout of its environment.
 
-The rollout is what a training loop sees: batched, reset where it ended, cut where it is full. The episodes are recorded
-beside it, before anything is reset, and the oracle takes them one by one, each as a rollout of its own: nothing of the
-resetting is left in what the recipe is compared with.
+The rollout is what a training loop receives: batched, reset where an episode ended, cut where the rollout is full. The
+episodes are recorded separately, before anything is reset. The oracle takes them one by one, each as a rollout of its
+own, so nothing of the resetting is left in the reference. `pytest -s` prints the largest difference of each recipe.
 """
 
 import ast
 import contextlib
 import dataclasses
 import functools
+import inspect
 import itertools
-import re
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import pages
 from support.laws import assert_close
 from support.oracle import oracle
 
 import gae_jax
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = "examples/environments.md"
 N = 4
 LIMIT = 12  # steps: short enough for time limits and failures both to be frequent
 PARAMETERS = {"gamma": 0.99, "lambda_": 0.95}
+NEXT_STEP = "gymnasium, `AutoresetMode.NEXT_STEP`, and envpool"
 
 
 def test_gymnasium_next_step():
-    """The second rollout may begin with a row that only resets, and here it does."""
-    recordings = record(gymnasium_rows, "NEXT_STEP", rollouts=2)
-    assert not recordings[1].live[0].all()
-    nobody = np.zeros(N, bool)
-    heading = "gymnasium, `AutoresetMode.NEXT_STEP`"
-    ended = check(heading, recordings[0], {"ended": nobody}, naive=calls(mask=None))["ended"]
-    check(heading, recordings[1], {"ended": ended}, naive=calls(mask=None))
-    with pytest.raises(AssertionError):  # who forgets what the rollout before ended with
-        check(heading, recordings[1], {"ended": nobody}, naive=calls(mask=None))
+    check_next_step(record(gymnasium_rows, "NEXT_STEP", rollouts=2))
+
+
+@pytest.mark.parametrize("interface", ["gymnasium", "gym"])
+def test_envpool(interface):
+    check_next_step(record(envpool_rows, interface, rollouts=2))
+
+
+def test_envpool_counter_after_a_lost_life():
+    """The page advises against `info["elapsed_step"] == 0`: it is False where Atari's `episodic_life` resets."""
+    with standard_promotion():
+        envpool = pytest.importorskip("envpool")
+        envs = envpool.make_gymnasium("Breakout-v5", num_envs=1, seed=0, episodic_life=True)
+    envs.reset()
+    for _ in range(1000):
+        _, _, terminated, _, _ = envs.step(np.ones(1, np.int32))
+        if terminated[0]:
+            break
+    _, rewards, terminated, truncated, info = envs.step(np.ones(1, np.int32))
+    assert (rewards[0], terminated[0], truncated[0]) == (0, False, False)
+    assert info["lives"][0] == 4
+    assert info["elapsed_step"][0] > 0
+
+
+def check_next_step(recordings):
+    """The second rollout begins with a row that only resets, and the recipe needs `ended` of the first one there."""
+    first, second = recordings
+    assert not second.live[0].all()
+    none = np.zeros(N, bool)
+    ended = check(NEXT_STEP, first, {"ended": none}, naive=calls(mask=None))["ended"]
+    check(NEXT_STEP, second, {"ended": ended}, naive=calls(mask=None))
+    with pytest.raises(AssertionError):  # the ends of the rollout before are forgotten
+        check(NEXT_STEP, second, {"ended": none}, naive=calls(mask=None))
 
 
 def test_gymnasium_same_step():
@@ -61,7 +86,7 @@ def test_gymnax():
 
 
 def test_brax():
-    """The recording holds the final observations, and the recipe does not look at them."""
+    """The recording holds the final observations; the recipe does not use them."""
     check("Brax, its own wrappers", brax_recording(), naive=truncation_as_termination, final_observation_lost=True)
 
 
@@ -85,35 +110,37 @@ def test_playground_full_reset():
     check("MuJoCo Playground, `full_reset=True`", recording, names, naive=truncation_as_termination)
 
 
-def test_every_recipe_is_short_and_run_here():
-    assert recipes()
-    for heading, recipe in recipes().items():
-        assert f'"{heading}"' in Path(__file__).read_text()
+def test_every_recipe_is_short_and_has_a_test():
+    source = inspect.getsource(sys.modules[__name__])
+    for heading, recipe in pages.recipes(PAGE).items():
+        assert f'"{heading}"' in source
         assert len(recipe.splitlines()) <= 10
         assert "\nadvantages, targets = gae(" in recipe
 
 
-# What is compared.
+# The comparison.
 
 
 def check(heading, recording, names=None, *, naive, final_observation_lost=False):
-    """The recipe gives every transition what the oracle gives it in its own episode, and the naive way does not."""
+    """Asserts that the recipe gives each transition its advantage within its own episode; `naive` must not."""
     assert worth_testing(recording.episodes, recording.live)
-    recipe = recipes()[heading]
-    names = {**recording.names, **(names or {}), **PARAMETERS, "np": np, "value_fn": value_fn}
-    result = run(recipe, names, gae=gae_jax.gae)
-    advantages = np.zeros(recording.live.shape)  # 0 in a row that is no transition
+    recipe = pages.recipes(PAGE)[heading]
+    names = {**pages.imports(PAGE), **recording.names, **(names or {}), **PARAMETERS, "value_fn": value_fn}
+    result = pages.run(recipe, names)
+    advantages = np.zeros(recording.live.shape)  # 0 in a row that is not a transition
     for n, episodes in enumerate(recording.episodes):
         advantages[recording.live[:, n], n] = np.concatenate([truth(x, final_observation_lost) for x in episodes])
     values = value_fn(recording.names["obs"][:-1])
     assert_close([result["advantages"], result["targets"]], [advantages, advantages + np.asarray(values)])
-    errors = np.abs(run(recipe, names, gae=naive)["advantages"] - advantages)
+    difference = np.abs(result["advantages"] - advantages).max() / np.sqrt(np.mean(advantages**2))
+    print(f"{heading}: {len(recipe.splitlines())} lines, largest difference {difference:.1e} of the root mean square")
+    errors = np.abs(pages.run(recipe, names | {"gae": naive})["advantages"] - advantages)
     assert errors.max() > 0.01 * np.abs(advantages).max()  # a thousand times the tolerance
     return result
 
 
 def truth(episode, final_observation_lost):
-    """The advantages of one episode, or of the piece of it that lies in the rollout."""
+    """The advantages of one episode, or of the part of it that lies in the rollout."""
     last = np.arange(len(episode.rewards)) == len(episode.rewards) - 1
     values = value_fn(np.stack(episode.obs))
     final_values = None if final_observation_lost else values[1:]
@@ -127,22 +154,8 @@ def value_fn(obs):
     return jnp.asarray(obs, jnp.float32) @ weights
 
 
-def recipes():
-    """The section of the README: heading -> code."""
-    section = README.read_text().partition("\n## Recipes\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^### ([^\n]+)\n(?:(?!^### ).)*?^```python\n(.*?)^```$", section, re.M | re.S)
-    assert len(blocks) == section.count("\n### ") == section.count("```python")
-    return dict(blocks)
-
-
-def run(code, names, gae):
-    names = {**names, "gae": gae}
-    exec(code, names)
-    return names
-
-
 def calls(**changes):
-    """`gae`, called with something else than the recipe says."""
+    """`gae` with arguments other than the recipe's."""
     return lambda *args, **kwargs: gae_jax.gae(*args, **{**kwargs, **changes})
 
 
@@ -158,12 +171,12 @@ def assert_final_observation_is_nowhere_else(recording):
         assert np.abs(other - info["final_obs"])[cut].max(axis=-1).min() > 1e-3
 
 
-# How it is recorded.
+# The recording.
 
 
 @dataclasses.dataclass
 class Episode:
-    """What happened, before any reset; or the piece of it that lies in the rollout."""
+    """What happened before any reset, or the part of it that lies in the rollout."""
 
     obs: list[np.ndarray]  # one more than there are rewards
     rewards: list[float] = dataclasses.field(default_factory=list)
@@ -176,7 +189,7 @@ class Episode:
 
 
 class Log:
-    """The episodes of one environment, as told by itself."""
+    """The episodes of one environment, recorded where it steps."""
 
     def __init__(self):
         self.episodes: list[Episode] = []
@@ -188,7 +201,7 @@ class Log:
         self.age = 0
 
     def step(self, obs, reward, terminated, truncated=None):
-        """Where the environment does not say `truncated`, it is counted here."""
+        """Appends a transition; without `truncated`, the time limit is counted here."""
         self.steps += 1
         self.age += 1
         episode = self.episodes[-1]
@@ -200,7 +213,7 @@ class Log:
         return episode.ended
 
     def cut(self):
-        """Begins another rollout, and returns the episodes of the last."""
+        """Begins another rollout, and returns the episodes of the one before."""
         episodes, last = self.episodes, self.episodes[-1]
         self.episodes = [] if last.ended else [Episode([last.obs[-1]])]
         return [x for x in episodes if x.rewards]
@@ -208,7 +221,7 @@ class Log:
 
 @dataclasses.dataclass
 class Recording:
-    """One rollout: what the recipe takes, which rows are transitions, and the episodes of each worker."""
+    """One rollout: the names that the recipe uses, which rows are transitions, and the episodes of each worker."""
 
     names: dict[str, Any]
     live: np.ndarray
@@ -216,7 +229,7 @@ class Recording:
 
 
 def record(rows_of, *args, rollouts=1):
-    """Steps the environment through rollouts, each until there is in it what is to be tested."""
+    """Steps the environment through rollouts, each until it is `worth_testing`."""
     logs = [Log() for _ in range(N)]
     with contextlib.closing(rows_of(logs, *args)) as rows:
         return [record_one(rows, logs) for _ in range(rollouts)]
@@ -224,7 +237,7 @@ def record(rows_of, *args, rollouts=1):
 
 def record_one(rows, logs):
     taken, live = [], []
-    with as_environments_want():
+    with standard_promotion():
         before = [log.steps for log in logs]
         for row in itertools.islice(rows, 200):
             taken.append(row)
@@ -239,7 +252,7 @@ def record_one(rows, logs):
 
 
 def worth_testing(episodes, live):
-    """Enough ends of either kind, several episodes of each worker, an end in the last row, and no end there."""
+    """Enough ends of either kind, several episodes of each worker, and in the last row both an end and no end."""
     every = [x for worker in episodes for x in worker]
     at_the_end = {worker[-1].ended for n, worker in enumerate(episodes) if worker and live[-1, n]}
     return (
@@ -265,7 +278,7 @@ def gymnasium_rows(logs, mode):
 
         def step(self, action):
             obs, _, terminated, truncated, info = self.env.step(action)
-            reward = float(obs[1])  # CartPole pays 1 for every step, in which no row would be told from the next
+            reward = float(obs[1])  # CartPole's own reward is 1 in every step, which would hide a shift by one row
             self.log.step(obs, reward, terminated, truncated)
             return obs, reward, terminated, truncated, info
 
@@ -284,8 +297,30 @@ def gymnasium_rows(logs, mode):
         obs = following
 
 
+def envpool_rows(logs, interface):
+    """The rows that only reset are those in which CartPole's step counter is 0; the recipe does not use the counter."""
+    with standard_promotion():
+        envpool = pytest.importorskip("envpool")
+        envs = envpool.make("CartPole-v1", env_type=interface, num_envs=N, max_episode_steps=LIMIT, seed=0)
+    rng = np.random.default_rng(0)
+    obs, _ = envs.reset()
+    for n, log in enumerate(logs):
+        log.reset(obs[n])
+    while True:
+        following, _, terminated, truncated, info = envs.step(rng.integers(2, size=N).astype(np.int32))
+        resets = info["elapsed_step"] == 0
+        rewards = np.where(resets, 0, following[:, 1]).astype(np.float32)
+        for n, log in enumerate(logs):
+            if resets[n]:
+                log.reset(following[n])
+            else:
+                log.step(following[n], rewards[n], terminated[n])
+        yield {"obs": obs, "following": following, "rewards": rewards, "terminated": terminated, "truncated": truncated}
+        obs = following
+
+
 def gymnax_rows(logs):
-    """Beside `step`, `step_env` from the same state: the transition without the reset."""
+    """Beside `step`, runs `step_env` from the same state: the transition without the reset."""
     gymnax = pytest.importorskip("gymnax")
     env, params = gymnax.make("CartPole-v1")
     params = params.replace(max_steps_in_episode=LIMIT)
@@ -311,7 +346,7 @@ def brax_recording():
 
 
 def brax_rows(logs):
-    """Beside it each worker by hand, in the bare environment: where it ended, from its first state again."""
+    """Beside the wrapped environment, steps each worker in the bare one, and restarts it from its first state."""
     training = pytest.importorskip("brax.envs.wrappers.training")
     brax = sys.modules["brax"]
     env = brax.envs.get_environment("inverted_double_pendulum", backend="generalized")
@@ -323,7 +358,7 @@ def brax_rows(logs):
     for n, log in enumerate(logs):
         log.reset(true[n].obs)
     for t in itertools.count():
-        push = jnp.linspace(0, 1, N)[:, None]  # to one side: some fall before the limit, and some do not
+        push = jnp.linspace(0, 1, N)[:, None]  # to one side: some workers fall before the limit, others do not
         actions = jnp.clip(push + jax.random.uniform(jax.random.key(t), (N, 1), minval=-1, maxval=1), -1, 1)
         obs = state.obs
         state = step(state, actions)
@@ -336,7 +371,7 @@ def brax_rows(logs):
 
 
 def playground_rows(logs, full_reset):
-    """Playground's wrapper, and below it an environment of our own: one of theirs compiles for a minute."""
+    """Playground's wrapper around a small environment: one of Playground's compiles for a minute."""
     playground = pytest.importorskip("mujoco_playground")
     training = pytest.importorskip("brax.envs.wrappers.training")
     env = random_walk(playground)
@@ -358,7 +393,7 @@ def playground_rows(logs, full_reset):
 
 def random_walk(playground):
     class RandomWalk(playground.MjxEnv):
-        """Adds up its actions from a random place, and ends when they have led too far."""
+        """Adds its actions to a random place, and ends beyond a bound."""
 
         xml_path = mj_model = mjx_model = action_size = property(lambda self: None)
 
@@ -388,20 +423,20 @@ def log_all(logs, obs, reward, terminated, following):
 
 
 def wrapper_of(heading, **names):
-    """The class that a recipe defines: it is needed before there is anything to run the rest on."""
-    body = ast.parse(recipes()[heading]).body
+    """The class that a recipe defines, needed to record the rollout that the rest of the recipe runs on."""
+    body = ast.parse(pages.recipes(PAGE)[heading]).body
     exec(compile(ast.Module([x for x in body if isinstance(x, ast.ClassDef)], []), heading, "exec"), names)
     return names["KeepFinal"]
 
 
 def compile_fast(fn):
-    """A physics engine compiles for longer than it runs here."""
+    """Compiles without optimization: a physics engine compiles for longer than it runs here."""
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @contextlib.contextmanager
-def as_environments_want():
-    """They were not written for strict promotion, and what they warn of is their own affair."""
+def standard_promotion():
+    """Environments rely on implicit promotion; their warnings are ignored."""
     with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         warnings.simplefilter("ignore")
         yield

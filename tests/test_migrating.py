@@ -1,22 +1,27 @@
-"""`gae` agrees with the real packages where they can say what it says. Where they are wrong, it is pinned down how.
+"""The table of examples/migrating.md against the real packages; where a package does not compute GAE, what it computes.
 
-tests/peers.py calls them. What cannot be imported is skipped; the extra `peers` brings those that install together.
+tests/support/peers.py calls the packages. A package that cannot be imported is skipped; the extra `peers` installs all
+that can be installed together. Agents whose code is copied are compared with their formula.
 """
 
 import contextlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import peers
+from support import pages, peers
 from support.laws import assert_close
-from support.peers import DEVIATIONS, INLINE, PEERS
+from support.oracle import oracle
+from support.peers import AGENTS, DEVIATIONS, PEERS
 
-from gae_jax import gae
+from gae_jax import gae, normalize
 
 SEEDS = range(5)
 PARAMETERS = [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)]
 OF_TOKENS = [peer for peer in PEERS if peer.rollouts == "tokens"]
 OF_EPISODES = [peer for peer in PEERS if peer.rollouts != "tokens"]
+MASKED_STEPS = [agent for agent in AGENTS if not agent.is_gae]
 
 
 def each(entries):
@@ -24,7 +29,7 @@ def each(entries):
 
 
 @contextlib.contextmanager
-def or_skip():
+def skip_import_errors():
     try:
         yield
     except ImportError as error:
@@ -32,8 +37,8 @@ def or_skip():
 
 
 def ask(peer, rollout):
-    """The peer's arrays and its answer, or a skip that says why there is none."""
-    with or_skip():
+    """The peer's arrays and its advantages, or a skip with the reason."""
+    with skip_import_errors():
         names = peer.arrays(rollout)
         return names, peers.run_peer(peer, names)
 
@@ -42,25 +47,85 @@ def gae_of(rollout):
     return np.asarray(gae(**rollout.arguments()).advantages)
 
 
+# The rows.
+
+
 @each(PEERS)
 @pytest.mark.parametrize(("gamma", "lambda_"), PARAMETERS)
-def test_peer_agrees(peer, gamma, lambda_):
-    """The peer, the README's row on the peer's arrays, and `gae` on the rollout that they tell of: all the same."""
+def test_package_row_and_gae_agree(peer, gamma, lambda_):
+    """The package, the row on the package's arrays, and `gae` on the rollout."""
     if peer.name == "torchrl, `vec_`" and lambda_ == 0:
-        with pytest.raises(IndexError):  # it makes a series of the powers of 0 with an axis too few
+        with pytest.raises(IndexError):  # its series of powers of 0 has an axis too few
             ask(peer, peers.kind_of_rollout(peer.rollouts, 0, gamma, lambda_))
         return
     for seed in SEEDS:
         rollout = peers.kind_of_rollout(peer.rollouts, seed, gamma, lambda_)
         names, theirs = ask(peer, rollout)
-        assert_close([peers.advantages_by_readme(peer.name, names)], [theirs])
+        assert_close([peers.advantages_by_page(peer.row, names)], [theirs])
         assert_close([gae_of(rollout)], [peers.time_major(theirs, rollout)])
+
+
+@each(AGENTS)
+@pytest.mark.parametrize(("gamma", "lambda_"), PARAMETERS)
+def test_agent_row_agrees_with_its_formula(peer, gamma, lambda_):
+    """And the formula with the sum over an episode, where it is GAE."""
+    for seed in SEEDS:
+        rollout = peers.kind_of_rollout(peer.rollouts, seed, gamma, lambda_)
+        names, theirs = ask(peer, rollout)
+        assert_close([peers.advantages_by_page(peer.row, names)], [theirs])
+        if peer.is_gae:
+            assert_close([theirs], [oracle(**rollout.arguments())[0]])
+
+
+@each([*PEERS, *AGENTS])
+def test_row_runs_inside_jit(peer):
+    with skip_import_errors():
+        names = peer.arrays(peers.kind_of_rollout(peer.rollouts, 0, 0.99, 0.95))
+    inside = peers.advantages_of(peers.run_adapter_inside_jit(peer.row, names))
+    assert isinstance(inside, jax.Array)
+    assert_close([inside], [peers.advantages_by_page(peer.row, names)])
+
+
+def test_every_row_has_a_test():
+    assert set(peers.adapters()) == {peer.row for peer in [*PEERS, *AGENTS]}
+
+
+def test_table_of_conformance_has_a_row_for_each_peer():
+    """The largest differences are of one run, and not compared."""
+    rows = pages.table("tests/README.md", "| peer | version | largest difference | what differs and why |")
+    printed = {name: remark for name, _, _, remark in rows}
+    assert printed == {peers.title(entry): entry.remark for entry in [*PEERS, *DEVIATIONS, *AGENTS]}
+
+
+# What goes wrong without an error.
+
+
+def test_flag_of_the_step_before_in_jaxmarl():
+    """JaxMARL's recurrent agents: `done` in place of `global_done`."""
+    (agent,) = [agent for agent in AGENTS if agent.row.startswith("JaxMARL, recurrent")]
+    rollout = peers.kind_of_rollout("terminated", 0, 0.99, 0.95)
+    names, theirs = ask(agent, rollout)
+    code = peers.adapters()[agent.row]
+    assert "traj_batch.global_done" in code
+    wrong = eval(code.replace("global_done", "done"), pages.imports(peers.PAGE), names)
+    assert np.abs(wrong.advantages - theirs).max() > np.sqrt(np.mean(theirs**2))
+
+
+@each(MASKED_STEPS)
+def test_masked_tokens_are_steps_in_openrlhf_and_trl(peer):
+    """The row reproduces them; the row of verl skips them, by far another result, unless all of them are at the end."""
+    rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
+    _, theirs = ask(peer, rollout)
+    assert np.abs(theirs.T - gae_of(rollout))[rollout.live].max() > 0.5
+    padded = rollout.replace(mask=np.arange(64)[:, None] < np.arange(8, 64, 7))
+    _, theirs = ask(peer, padded)
+    assert_close([theirs.T], [gae_of(padded)])
 
 
 @each(DEVIATIONS)
 @pytest.mark.parametrize(("gamma", "lambda_"), [(0.99, 0.95), (0.9, 0.5)])
-def test_peer_deviates_as_we_know(peer, gamma, lambda_):
-    """What it gives is not GAE, by far, and is what `gae` gives when the same mistake is made in calling it."""
+def test_deviation_is_not_gae_and_is_explained(peer, gamma, lambda_):
+    """Its result is not GAE, by far, and is what `gae` returns with the same mistake in its arguments."""
     for seed in SEEDS:
         rollout = peers.kind_of_rollout(peer.rollouts, seed, gamma, lambda_)
         names, theirs = ask(peer, rollout)
@@ -81,8 +146,19 @@ def test_advantages_of_brax_skip_lambda_on_the_first_hop():
     assert_close([theirs], [gae_of(rollout.replace(lambda_=1.0))])
 
 
+def test_lines_for_the_advantages_of_brax_run_inside_jit():
+    with skip_import_errors():
+        rollout = peers.kind_of_rollout("dropped", 0, 0.9, 0.5)
+        names = peers.brax_arrays(rollout)
+        advantages, targets = peers.run_adapter("Brax", names)
+        arrays = {name: x for name, x in names.items() if np.ndim(x)} | {"advantages": advantages, "targets": targets}
+        code = peers.block_with("brax_advantages")
+        inside = jax.jit(lambda arrays: pages.run(code, names | arrays | {"jnp": jnp})["brax_advantages"])(arrays)
+        assert_close([inside], [peers.brax_advantages(**names)])
+
+
 @each(OF_EPISODES)
-def test_peer_reads_past_the_end_of_an_episode(peer):
+def test_package_reads_past_the_end_of_an_episode(peer):
     """It multiplies by 0 the value that a terminated row must not read, and 0 * NaN is NaN. `gae` does not read it."""
     rollout = peers.kind_of_rollout("terminated", 0, 0.99, 0.95)
     rollout.terminated[-1] = True
@@ -93,14 +169,14 @@ def test_peer_reads_past_the_end_of_an_episode(peer):
     want = gae_of(rollout)
     rollout.values[-1] = np.nan
     names, theirs = ask(peer, rollout)
-    ours = peers.advantages_by_readme(peer.name, names)
+    ours = peers.advantages_by_page(peer.row, names)
     assert np.isnan(peers.time_major(theirs, rollout)[-1]).all()
     assert_close([peers.time_major(ours, rollout)], [want])
 
 
 @each(OF_TOKENS)
-def test_peer_reads_padding(peer):
-    """Likewise a NaN in the padding: it spoils every token before it."""
+def test_package_reads_padding(peer):
+    """A NaN in the padding spoils every token before it, in the same way."""
     rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
     padding = ~rollout.live
     padding[-4:] = True
@@ -109,28 +185,70 @@ def test_peer_reads_padding(peer):
     rollout.values[:-1][padding] = np.nan
     rollout.rewards[padding] = np.nan
     names, theirs = ask(peer, rollout)
-    ours = peers.advantages_by_readme(peer.name, names)
+    ours = peers.advantages_by_page(peer.row, names)
     assert np.isnan(peers.time_major(theirs, rollout)[~padding]).all()
     assert_close([peers.time_major(ours, rollout)], [want])
+
+
+# Whitening.
+
+
+def whitened_by_page(advantages, mask):
+    names = {"jnp": jnp, "normalize": normalize, "advantages": advantages, "mask": mask}
+    return jax.jit(lambda: pages.run(peers.block_with("whitened"), names)["whitened"])()
+
+
+@pytest.mark.parametrize("name", ["tunix", "verl"])
+def test_whitening_of_tokens(name):
+    (peer,) = [peer for peer in PEERS if peer.name == name]
+    rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
+    names, theirs = ask(peer, rollout)
+    with skip_import_errors(), peers.as_peers_want():
+        whitened = np.asarray(peers.whitened(peer.name, names))
+    live = rollout.live.T
+    assert_close([whitened_by_page(theirs, live)[live]], [whitened[live]])
+
+
+def test_whitening_of_skrl():
+    rollout = peers.kind_of_rollout("terminated", 0, 0.99, 0.95)
+    rollout = rollout.replace(truncated=np.zeros_like(rollout.terminated), final_values=np.zeros_like(rollout.rewards))
+    with skip_import_errors():
+        names = peers.skrl_arrays(rollout)
+        whitened, theirs = peers.whitened("skrl", names), peers.skrl_by_default(**names)
+    assert_close([whitened_by_page(theirs, np.ones(theirs.shape, bool))], [whitened])
 
 
 def test_tunix_whitens_one_token_to_nan():
     """With one live token in the batch the variance is 0 / 0. `gae` leaves whitening to the caller."""
     one = np.ones((1, 1), np.float32)
-    with or_skip(), peers.as_peers_want():
+    with skip_import_errors(), peers.as_peers_want():
         advantages, returns = peers.load("tunix.rl.algo_core").compute_gae_advantages(one, one / 2, one, 0.99, 0.95)
     assert np.isnan(advantages).all()
     assert_close(returns, one)
 
 
-@pytest.mark.parametrize("name", INLINE)
-@pytest.mark.parametrize(("gamma", "lambda_"), PARAMETERS)
-def test_readme_for_those_who_copied_their_code(name, gamma, lambda_):
-    """No package to call: the README's row is held to the rollout that its arrays tell of."""
-    rollout = peers.kind_of_rollout("terminated", 0, gamma, lambda_)
-    ours = peers.advantages_by_readme(name, INLINE[name](rollout))
-    assert_close([ours], [gae_of(rollout)], rtol=0)
+# Torch tensors.
 
 
-def test_readme_has_a_row_for_each():
-    assert set(peers.adapters()) == {peers.row_of(peer.name) for peer in PEERS} | set(INLINE)
+def test_line_for_torch_tensors():
+    """For every dtype, and with a gradient; plain `numpy()` fails for bfloat16 and where there is a gradient."""
+    torch = pytest.importorskip("torch")
+    numbers = [1.0, 0.0, 2.0]
+    tensors = [torch.tensor(numbers, dtype=dtype) for dtype in (torch.bfloat16, torch.float64, torch.int64)]
+    with_gradient = torch.tensor(numbers, dtype=torch.bfloat16, requires_grad=True)
+    for tensor in [*tensors, with_gradient, 2 * with_gradient]:
+        array = pages.run(peers.block_with("array"), {"tensor": tensor})["array"]
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, np.array(numbers, np.float32) * (2 if tensor.grad_fn else 1))
+    for tensor in (tensors[0], torch.tensor(numbers, requires_grad=True)):
+        with pytest.raises((TypeError, RuntimeError)):
+            tensor.numpy()
+
+
+def test_torch_tensor_by_dlpack():
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor([1.0, 0.0, 2.0], dtype=torch.bfloat16, requires_grad=True)
+    assert "jnp.from_dlpack(tensor.detach())" in pages.read(peers.PAGE)
+    array = jnp.from_dlpack(tensor.detach())
+    assert array.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(array, jnp.array([1.0, 0.0, 2.0], jnp.bfloat16))

@@ -1,7 +1,7 @@
-"""The real packages, each called by its own conventions, and what it is that some of them compute instead.
+"""The real packages and agents, each called by its own conventions, and what some of them compute instead of GAE.
 
-The rows of the README's table 'coming from ...' are read from there and run on the very arrays that the peer is called
-with, under the peer's own names for them: the table is held to what it says.
+The rows of the table in examples/migrating.md are read from the page and run on the same arrays as the peer, under the
+peer's own names for them.
 """
 
 import contextlib
@@ -11,9 +11,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +20,42 @@ import numpy as np
 from jax import Array
 
 from gae_jax import GAE, GAEOutput, gae
+from support import pages
 from support.rollouts import Rollout, random_rollout
+
+PAGE = "examples/migrating.md"
 
 Names = dict[str, Any]  # a peer's arguments by its own names, as NumPy arrays and numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A package, how it is given a rollout, and how it is called."""
+    """A package, and how it is called on a rollout."""
 
-    name: str  # its row in the README's table
-    distribution: str  # whose version it is
-    rollouts: str  # what it can be told of: a kind of rollout, as below
+    name: str
+    row: str  # of the table in examples/migrating.md
+    distribution: str  # the name of the installed package, which has a version
+    rollouts: str  # the kind of rollout, as below, that the peer has arguments for
     arrays: Callable[[Rollout], Names]
     call: Callable[..., Any]  # of those names; returns the advantages as an array like its rewards
     remark: str  # what differs, and why
 
 
 @dataclasses.dataclass(frozen=True)
+class Agent:
+    """Code that is copied, not installed: its formula, in float64, stands for the call."""
+
+    row: str
+    rollouts: str
+    arrays: Callable[[Rollout], Names]
+    formula: Callable[..., np.ndarray]  # of those names; the advantages
+    is_gae: bool
+    remark: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Deviation:
-    """A way to call a peer that gives no GAE, and what it gives instead, computed with the library."""
+    """A way to call a peer whose result is not GAE, and the library's call that has the same result."""
 
     peer: str
     distribution: str
@@ -48,14 +63,14 @@ class Deviation:
     rollouts: str
     arrays: Callable[[Rollout], Names]
     call: Callable[..., Any]
-    as_if: Callable[..., Any]  # of the same names; what the peer's answer equals
+    as_if: Callable[..., Any]  # of the same names
     remark: str
 
 
 def kind_of_rollout(kind: str, seed: int, gamma: float, lambda_: float) -> Rollout:
-    """A random rollout of 64 steps and 8 workers, with nothing in it that peers of this kind cannot be told.
+    """A random rollout of 64 steps and 8 workers, with only what peers of this kind have arguments for.
 
-    "terminated": no time limits; "dropped" and "final_values": with, as in `random_rollout`; "tokens": a mask, no ends.
+    "terminated": no time limits; "dropped", "final_values": as in `random_rollout`; "tokens": a mask, no ends.
     """
     truncation = kind if kind in ("dropped", "final_values") else None
     dead = 0.3 if kind == "tokens" else 0.0
@@ -71,9 +86,9 @@ def kind_of_rollout(kind: str, seed: int, gamma: float, lambda_: float) -> Rollo
 
 
 def load(name: str) -> ModuleType:
-    """Imports a peer, quietly: what it says and warns of at import is its own affair.
+    """Imports a peer without its output and warnings.
 
-    Whatever it raises becomes an ImportError: where its requirements are not met, that may be anything.
+    Whatever the import raises becomes an ImportError: where requirements are not met, that may be any exception.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
@@ -85,15 +100,22 @@ def load(name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def as_peers_want():
-    """Peers were not written for strict promotion."""
+    """Peers rely on implicit promotion."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
-def slug(entry: Peer | Deviation) -> str:
-    """A name for the test's report."""
-    words = entry.name if isinstance(entry, Peer) else f"{entry.peer}, {entry.what}"
+def slug(entry: Peer | Agent | Deviation) -> str:
+    """The name of a test's parameter."""
+    words = title(entry)
     return re.sub(r"[^\w=]+", "-", words).strip("-")
+
+
+def title(entry: Peer | Agent | Deviation) -> str:
+    """The first cell of its row in the table of conformance."""
+    if isinstance(entry, Deviation):
+        return f"{entry.peer}: {entry.what}"
+    return entry.name if isinstance(entry, Peer) else entry.row
 
 
 def time_major(x: Any, rollout: Rollout) -> Any:
@@ -102,50 +124,47 @@ def time_major(x: Any, rollout: Rollout) -> Any:
     return x.reshape(steps, workers) if len(x) == steps else x.reshape(workers, steps).T
 
 
-def run_peer(peer: Peer | Deviation, names: Names) -> np.ndarray:
+def run_peer(peer: Peer | Agent | Deviation, names: Names) -> np.ndarray:
+    call = peer.formula if isinstance(peer, Agent) else peer.call
     with as_peers_want():
-        return np.asarray(peer.call(**names))
+        return np.asarray(call(**names))
 
 
-# What the README says of them.
-
-
-def readme() -> str:
-    return (Path(__file__).parents[1] / "README.md").read_text()
+# What the page prints.
 
 
 def adapters() -> dict[str, str]:
-    """The last column of the README's table 'coming from ...', by row."""
-    _, found, table = readme().partition("| coming from | its call | with gae_jax |\n")
-    assert found, "README.md has no table '| coming from | its call | with gae_jax |'"
-    rows = re.match(r"(\|.*\n)*", table)
-    assert rows
-    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[0].splitlines()[1:]]
-    return {name: code.strip("`") for name, _, code in cells}
+    """The last column of the table, by row."""
+    rows = pages.table(PAGE, "| coming from | its call | with gae_jax |")
+    return {row: code.strip("`") for row, _, code in rows}
 
 
-def row_of(name: str) -> str:
-    """What follows a comma in a peer's name is a variant of its call."""
-    return name.split(",")[0]
+def run_adapter(row: str, names: Names) -> Any:
+    """The value of the row's expression."""
+    return eval(adapters()[row], pages.imports(PAGE), names)
 
 
-def run_adapter(name: str, names: Names) -> Any:
-    """What the README's row gives for these arrays."""
-    return eval(adapters()[row_of(name)], {"gae": gae, "GAE": GAE, "np": np, "jnp": jnp}, names)
+def run_adapter_inside_jit(row: str, names: Names) -> Any:
+    """The same, where arrays and tuples of arrays are arguments of a jitted function."""
+    arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | tuple)}
+    return jax.jit(lambda arrays: run_adapter(row, names | arrays))(arrays)
 
 
-def advantages_by_readme(name: str, names: Names) -> Array:
-    output = run_adapter(name, names)
+def advantages_of(output: GAEOutput | Array) -> Array:
     return output.advantages if isinstance(output, GAEOutput) else output
 
 
-def brax_two_lines() -> str:
-    """The README's lines for Brax's `advantages`."""
-    (block,) = [x for x in re.findall(r"```python\n(.*?)```", readme(), re.S) if "brax_advantages = " in x]
+def advantages_by_page(row: str, names: Names) -> Array:
+    return advantages_of(run_adapter(row, names))
+
+
+def block_with(name: str) -> str:
+    """The block of the page that computes this name."""
+    (block,) = [code for code in pages.blocks(PAGE) if f"{name} = " in code]
     return block
 
 
-# How each is called. Time-major [T, N] becomes what the peer wants, and what comes back stays in the peer's layout.
+# How each is called. Time-major arrays [T, N] become the peer's layout; the result stays in that layout.
 
 
 def rlax_arrays(rollout):
@@ -187,8 +206,7 @@ def brax_advantages(**names):
 def brax_advantages_from_gae(**names):
     advantages, targets = run_adapter("Brax", names)
     scope = {"jnp": jnp, "advantages": advantages, "targets": targets, **names}
-    exec(brax_two_lines(), scope)
-    return scope["brax_advantages"]
+    return pages.run(block_with("brax_advantages"), scope)["brax_advantages"]
 
 
 def sb3_arrays(rollout):
@@ -217,7 +235,7 @@ def sb3_advantages(rewards, values, episode_starts, last_values, dones, gamma, g
 
 
 def tianshou_arrays(rollout):
-    """Its buffer lays the workers one behind the other, in one axis."""
+    """Its buffer concatenates the workers in one axis."""
     tianshou = load("tianshou.data")
     steps, workers = rollout.rewards.shape
     buffer = tianshou.VectorReplayBuffer(steps * workers, workers)
@@ -241,7 +259,7 @@ def tianshou_arrays(rollout):
 
 
 def tianshou_advantages(end_flag, v_s_, v_s, **names):
-    del end_flag  # it finds that out from `buffer`
+    del end_flag  # the call computes it from `buffer`
     algorithm = load("tianshou.algorithm.algorithm_base").Algorithm
     torch = load("torch")
     return algorithm.compute_episodic_return(v_s_=torch.tensor(v_s_), v_s=torch.tensor(v_s), **names)[1]
@@ -310,6 +328,16 @@ def tunix_advantages(**names):
     return np.where(names["completion_mask"] != 0, returns - names["values"], 0)
 
 
+def whitened(name, names):
+    """The advantages as verl, tunix and skrl return them."""
+    if name == "verl":
+        return load("verl.trainer.ppo.core_algos").compute_gae_advantage_return(**tensors(names))[0].numpy()
+    if name == "tunix":
+        return load("tunix.rl.algo_core").compute_gae_advantages(**names)[0]
+    names = {key: x for key, x in names.items() if key != "final_values"}
+    return load("skrl.agents.torch.ppo.ppo").compute_gae(**tensors(names))[1].numpy()
+
+
 def skrl_arrays(rollout):
     """[T, N, 1]."""
     return {
@@ -326,19 +354,19 @@ def skrl_arrays(rollout):
 
 def skrl_by_default(final_values, **names):
     """Before they are whitened: that is returns - values."""
-    del final_values  # it has no use for them
+    del final_values  # not an argument of the call
     returns, _ = load("skrl.agents.torch.ppo.ppo").compute_gae(**tensors(names))
     return returns.numpy() - names["values"]
 
 
 def skrl_advantages(rewards, **names):
-    """With what its agent then does to the rewards first, repeated here."""
+    """Repeats what its agent adds to the rewards before the call."""
     rewards = rewards + np.float32(names["discount_factor"]) * names["truncated"] * names["final_values"]
     return skrl_by_default(rewards=rewards, time_limit_bootstrap=True, **names)
 
 
 def skrl_without_truncated(truncated, **names):
-    return advantages_by_readme("skrl", names | {"truncated": np.zeros_like(truncated)})
+    return advantages_by_page("skrl", names | {"truncated": np.zeros_like(truncated)})
 
 
 def sample_factory_arrays(rollout):
@@ -355,7 +383,7 @@ def sample_factory_arrays(rollout):
 
 
 def sample_factory_advantages(rewards, dones, time_outs, values, gamma, gae_lambda):
-    """With what its learner does to the rewards first (repeated here): V(s_t), not that of the final observation."""
+    """Repeats what its learner adds to the rewards before the call: V(s_t), not V(final observation)."""
     gae_advantages = load("sample_factory.algo.utils.rl_utils").gae_advantages
     rewards = rewards + np.float32(gamma) * values[:, :-1] * (time_outs & dones)
     rewards, dones, values = map(load("torch").tensor, (rewards, dones, values))
@@ -386,40 +414,169 @@ def labml_last_value_twice(done, rewards, values, **sizes):
     return GAE(**sizes)(done, rewards, values[:, [*range(rewards.shape[1]), -2]])
 
 
-# Code to copy, not packages to call: what their rows say is held to the library alone.
+# Agents whose code is copied.
+
+
+class TrajectoryBatch(NamedTuple):
+    """PureJaxRL's and JaxMARL's `Transition`; only JaxMARL's recurrent agents have `global_done`."""
+
+    reward: np.ndarray
+    value: np.ndarray
+    done: np.ndarray
+    global_done: np.ndarray | None = None
+
+
+class Storage(NamedTuple):
+    """CleanRL's."""
+
+    rewards: np.ndarray
+    values: np.ndarray
+    dones: np.ndarray
+
+
+def two_carry_formula(rewards, values, ends, last_values, gamma, lambda_):
+    """The recursion as these agents write it, [T, N], with the flag of the end of row t in ends[t]."""
+    rewards, values, live = (np.asarray(x, np.float64) for x in (rewards, values, 1.0 - ends))
+    advantages, advantage, next_values = np.zeros_like(rewards), 0.0, np.asarray(last_values, np.float64)
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + gamma * next_values * live[t] - values[t]
+        advantages[t] = advantage = delta + gamma * lambda_ * live[t] * advantage
+        next_values = values[t]
+    return advantages
+
+
+def before(flags):
+    """The flag of the step before each row; the first row begins an episode or not, which no formula reads."""
+    return np.concatenate([np.ones_like(flags[:1]), flags[:-1]])
 
 
 def purejaxrl_arrays(rollout):
-    """`done` is stored with the step that it ends."""
-    rows = SimpleNamespace(reward=rollout.rewards, value=rollout.values[:-1], done=rollout.terminated)
-    return {"traj_batch": rows, "last_val": rollout.values[-1], "gamma": rollout.gamma, "lambda_": rollout.lambda_}
-
-
-def cleanrl_arrays(rollout):
-    """`dones[t]` is that of the step before t, and `next_done` that of the last."""
+    """`done` is the flag of the step in its row."""
     return {
-        "rewards": rollout.rewards,
-        "values": rollout.values[:-1],
-        "dones": np.float32(np.concatenate([np.zeros_like(rollout.terminated[:1]), rollout.terminated[:-1]])),
-        "next_done": np.float32(rollout.terminated[-1]),
-        "next_value": rollout.values[-1:],
-        "gamma": rollout.gamma,
-        "gae_lambda": rollout.lambda_,
+        "traj_batch": TrajectoryBatch(rollout.rewards, rollout.values[:-1], rollout.terminated),
+        "last_val": rollout.values[-1],
+        "config": {"GAMMA": rollout.gamma, "GAE_LAMBDA": rollout.lambda_},
     }
 
 
-INLINE = {"PureJaxRL": purejaxrl_arrays, "CleanRL": cleanrl_arrays}
+def purejaxrl_formula(traj_batch, last_val, config):
+    parameters = last_val, config["GAMMA"], config["GAE_LAMBDA"]
+    return two_carry_formula(traj_batch.reward, traj_batch.value, traj_batch.done, *parameters)
+
+
+def recurrent_jaxmarl_arrays(rollout):
+    """`done` is the flag of the step before: the agent's network resets its state by it."""
+    names = purejaxrl_arrays(rollout)
+    flags = {"done": before(rollout.terminated), "global_done": rollout.terminated}
+    return names | {"traj_batch": names["traj_batch"]._replace(**flags)}
+
+
+def recurrent_jaxmarl_formula(traj_batch, last_val, config):
+    return purejaxrl_formula(traj_batch._replace(done=traj_batch.global_done), last_val, config)
+
+
+def cleanrl_arrays(rollout):
+    """`dones[t]` is the flag of the step before t, `next_done` the flag of the last step."""
+    return {
+        "rewards": rollout.rewards,
+        "values": rollout.values[:-1],
+        "dones": np.float32(before(rollout.terminated)),
+        "next_done": np.float32(rollout.terminated[-1]),
+        "next_value": rollout.values[-1:],
+        "args": SimpleNamespace(gamma=rollout.gamma, gae_lambda=rollout.lambda_),
+    }
+
+
+def cleanrl_formula(rewards, values, dones, next_done, next_value, args):
+    ends = np.concatenate([dones[1:], next_done[None]])
+    return two_carry_formula(rewards, values, ends, next_value[0], args.gamma, args.gae_lambda)
+
+
+def cleanrl_jax_arrays(rollout):
+    """The same in a `Storage`; envpool's flags are bool, and `next_value` is `[N]`."""
+    names = cleanrl_arrays(rollout)
+    storage = Storage(*(names.pop(name) for name in Storage._fields))
+    return names | {"storage": storage, "next_done": rollout.terminated[-1], "next_value": rollout.values[-1]}
+
+
+def cleanrl_jax_formula(storage, next_done, next_value, args):
+    rewards, values, dones = storage
+    return cleanrl_formula(rewards, values, dones, np.float32(next_done), next_value[None], args)
+
+
+def openrlhf_arrays(rollout):
+    names = token_arrays(rollout, "rewards", "action_mask", "lambd")
+    return names | {"action_mask": rollout.live.T}
+
+
+def openrlhf_formula(rewards, values, action_mask, gamma, lambd):
+    """A masked token is a step with reward and value 0; nothing of value follows the last one."""
+    rewards, values, none = (rewards * action_mask).T, (values * action_mask).T, np.zeros(rewards.T.shape)
+    return two_carry_formula(rewards, values, none, none[0], gamma, lambd).T
+
+
+def trl_arrays(rollout):
+    names = openrlhf_arrays(rollout)
+    args = SimpleNamespace(gamma=names.pop("gamma"), lam=names.pop("lambd"))
+    return names | {"mask": names.pop("action_mask"), "args": args}
+
+
+def trl_formula(rewards, values, mask, args):
+    return openrlhf_formula(rewards, values, mask, args.gamma, args.lam)
+
+
+MASKED_STEP = "a masked token inside an answer is a step with r = V = 0, not skipped"
+
+AGENTS = (
+    Agent("PureJaxRL", "terminated", purejaxrl_arrays, purejaxrl_formula, True, "nothing; no argument for time limits"),
+    Agent(
+        "JaxMARL, feed-forward (`ippo_ff_*`)",
+        "terminated",
+        purejaxrl_arrays,
+        purejaxrl_formula,
+        True,
+        "nothing; no argument for time limits",
+    ),
+    Agent(
+        "JaxMARL, recurrent (`ippo_rnn_*`, `mappo_rnn_*`)",
+        "terminated",
+        recurrent_jaxmarl_arrays,
+        recurrent_jaxmarl_formula,
+        True,
+        "nothing with `global_done`; `done` is the flag of the step before",
+    ),
+    Agent(
+        "CleanRL, JAX (`ppo_atari_envpool_xla_jax`)",
+        "terminated",
+        cleanrl_jax_arrays,
+        cleanrl_jax_formula,
+        True,
+        "nothing; `dones` are the flags of the step before",
+    ),
+    Agent(
+        "CleanRL, PyTorch",
+        "terminated",
+        cleanrl_arrays,
+        cleanrl_formula,
+        True,
+        "nothing; `dones` are the flags of the step before",
+    ),
+    Agent("OpenRLHF", "tokens", openrlhf_arrays, openrlhf_formula, False, MASKED_STEP),
+    Agent("TRL", "tokens", trl_arrays, trl_formula, False, MASKED_STEP),
+)
 
 PEERS = (
     Peer(
         "rlax",
         "rlax",
+        "rlax",
         "terminated",
         rlax_arrays,
         rlax_advantages,
-        "nothing; it is told of the end of an episode by a discount of 0, so truncation cannot be said",
+        "nothing; a discount of 0 marks the end of an episode; no argument for time limits",
     ),
     Peer(
+        "Brax",
         "Brax",
         "brax",
         "dropped",
@@ -430,15 +587,17 @@ PEERS = (
     Peer(
         "stable-baselines3",
         "stable-baselines3",
+        "stable-baselines3",
         "final_values",
         sb3_arrays,
         sb3_advantages,
-        "nothing; truncation is said by adding γ V(final observation) to the reward",
+        "nothing; a time limit is γ V(final observation) added to the reward",
     ),
-    Peer("tianshou", "tianshou", "final_values", tianshou_arrays, tianshou_advantages, "nothing"),
-    Peer("torchrl", "torchrl", "final_values", torchrl_arrays, torchrl_advantages, "nothing"),
+    Peer("tianshou", "tianshou", "tianshou", "final_values", tianshou_arrays, tianshou_advantages, "nothing"),
+    Peer("torchrl", "torchrl", "torchrl", "final_values", torchrl_arrays, torchrl_advantages, "nothing"),
     Peer(
         "torchrl, `vec_`",
+        "torchrl",
         "torchrl",
         "final_values",
         torchrl_arrays,
@@ -448,12 +607,14 @@ PEERS = (
     Peer(
         "verl",
         "verl",
+        "verl",
         "tokens",
         verl_arrays,
         verl_advantages,
         "nothing in `returns - values` of live tokens; its `advantages` are whitened",
     ),
     Peer(
+        "tunix",
         "tunix",
         "google-tunix",
         "tokens",
@@ -464,6 +625,7 @@ PEERS = (
     Peer(
         "skrl",
         "skrl",
+        "skrl",
         "final_values",
         skrl_arrays,
         skrl_advantages,
@@ -472,12 +634,21 @@ PEERS = (
     Peer(
         "sample-factory",
         "sample-factory",
+        "sample-factory",
         "terminated",
         sample_factory_arrays,
         sample_factory_advantages,
         "nothing as long as nothing is truncated",
     ),
-    Peer("labml", "labml-nn", "terminated", labml_arrays, labml_advantages, "nothing; it knows no truncation"),
+    Peer(
+        "labml",
+        "labml",
+        "labml-nn",
+        "terminated",
+        labml_arrays,
+        labml_advantages,
+        "nothing; no argument for time limits",
+    ),
 )
 
 DEVIATIONS = (
@@ -489,7 +660,7 @@ DEVIATIONS = (
         brax_arrays,
         brax_advantages,
         brax_advantages_from_gae,
-        "δ_t + γ A_{t+1}, without λ on the first hop: not GAE unless λ = 1; two lines of the README give it",
+        "δ_t + γ A_{t+1}, without λ on the first hop: not GAE unless λ = 1; the lines in examples/migrating.md give it",
     ),
     Deviation(
         "skrl",
@@ -499,7 +670,7 @@ DEVIATIONS = (
         skrl_arrays,
         skrl_by_default,
         skrl_without_truncated,
-        "`truncated` is not looked at: the next episode leaks into the one before",
+        "`truncated` is not read: the next episode leaks into the one before",
     ),
     Deviation(
         "sample-factory",

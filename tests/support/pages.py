@@ -1,0 +1,50 @@
+"""The code and the tables of the pages, as they are printed there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str) -> list[str]:
+    """All Python blocks."""
+    return re.findall(r"^```python\n(.*?)^```$", read(page), re.M | re.S)
+
+
+def imports(page: str) -> dict[str, Any]:
+    """The names that the page's block of imports defines; the recipes may use no others."""
+    (block,) = [code for code in blocks(page) if code.startswith("import ")]
+    return run(block, {})
+
+
+def recipes(page: str) -> dict[str, str]:
+    """The Python block below each `###` heading; every such heading has one block."""
+    headings, blocks = [], []
+    for section in re.split(r"^### ", read(page), flags=re.M)[1:]:
+        heading, _, body = section.partition("\n")
+        (block,) = re.findall(r"^```python\n(.*?)^```$", body.partition("\n## ")[0], re.M | re.S)
+        headings.append(heading)
+        blocks.append(block)
+    assert len(set(headings)) == len(headings), "two headings of one name"
+    return dict(zip(headings, blocks, strict=True))
+
+
+def table(page: str, head: str) -> list[list[str]]:
+    """The cells of the table with this head line, without the head and the line below it."""
+    _, found, rest = read(page).partition(f"{head}\n")
+    assert found, f"{page} has no table '{head}'"
+    rows = re.match(r"(\|.*\n)*", rest)
+    assert rows
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[0].splitlines()[1:]]
+
+
+def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
+    """The names after the code has run, with `names` known to it."""
+    scope = dict(names)
+    exec(code, scope)
+    return scope
