@@ -42,6 +42,7 @@ def lock(directory: pathlib.Path) -> IO[str]:
         if fcntl and not _take(file, fcntl):
             file.seek(0)
             holder = file.read() or "an unknown process"
+            file.close()
             refuse(f"--out: another run writes to {directory}: {holder}; wait for its end, or choose another --out")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
