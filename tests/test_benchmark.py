@@ -57,7 +57,7 @@ def computations(text):
 
 
 def loops_in(name, every):
-    """The numbers of repetitions of the loops in a computation and in those that it calls, from the outermost inwards."""
+    """The trip counts of the loops in a computation and in those that it calls, from the outermost inwards."""
     counts = []
     for line in every[name].splitlines():
         if " while(" in line:

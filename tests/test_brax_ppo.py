@@ -99,7 +99,8 @@ def test_the_split_over_devices_keeps_every_row():
     assert rows[0] == pytest.approx(rows[1], rel=1e-6)
 
 
-RUN = "--env fast --steps 12800 --num-envs 8 --num-steps 16 --episode-length 64 --minibatches 2 --epochs 2".split()
+RUN = ["--env", "fast", "--steps", "12800", "--num-envs", "8", "--num-steps", "16", "--episode-length", "64"]
+RUN += ["--minibatches", "2", "--epochs", "2"]
 
 
 @pytest.fixture(scope="module")
