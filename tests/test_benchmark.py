@@ -61,7 +61,7 @@ def loops_in(name, every):
     counts = []
     for line in every[name].splitlines():
         if " while(" in line:
-            counts.append(int(re.search(r'known_trip_count":\{"n":"(\d+)"', line)[1]))
+            counts += map(int, re.findall(r'known_trip_count":\{"n":"(\d+)"', line) or ["-1"])
         for callee in re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line):
             counts += loops_in(callee, every)
     return counts

@@ -158,7 +158,7 @@ def test_a_run_is_not_overwritten_unasked(saved, capsys):
 def test_resume_takes_the_options_of_the_run(saved, tmp_path, capsys):
     config, run = recall(f"--resume --out {tmp_path} --gamma 0.99")
     assert config == Config()
-    assert set(run.stored) == {"params/kernel", "key"}
+    assert set(run.stored or ()) == {"params/kernel", "key"}
     assert (
         complaint_of(recall, f"--resume --out {tmp_path} --gamma 0.9", capsys=capsys)
         == f"error: --gamma: the run in {tmp_path} has 0.99; got 0.9\n"
