@@ -8,7 +8,7 @@ import sys
 import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "scaling_out.py"
-SECONDS = 120
+SECONDS = 280
 
 
 def table(printed):
