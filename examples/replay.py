@@ -1,8 +1,8 @@
-"""Draws what came of a training run: the learning curve, and an episode of the robot as an animated GIF.
+"""Draws the results of a training run: the learning curve, and an episode of the robot as an animated GIF.
 
-The GIF is drawn with Pillow alone, so it takes no display, no OpenGL and no network to make or to watch.
-A robot is a few spheres, capsules and boxes, so a painter's algorithm will do: project every body, and paint from the
-farthest to the nearest. A world-fixed checkerboard makes motion visible to a camera that follows the robot.
+Pillow alone draws the GIF, without a display, OpenGL or a network. A robot is a few spheres, capsules and boxes, so a
+painter's algorithm is enough: project all bodies and paint them from the farthest to the nearest. The camera follows
+the robot; a checkerboard on the ground shows the motion.
 """
 
 import functools
@@ -48,7 +48,7 @@ class Camera(NamedTuple):
 
     @classmethod
     def looking_at(cls, target: np.ndarray, distance: float) -> "Camera":
-        """Returns the camera at that distance that has `target` in the middle of its picture."""
+        """Returns a camera at some distance from `target`, which is in the middle of the picture."""
         backward = CAMERA_DIRECTION / np.linalg.norm(CAMERA_DIRECTION)
         right = np.cross([0.0, 0.0, 1.0], backward)
         right /= np.linalg.norm(right)
@@ -63,17 +63,17 @@ class Camera(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """What a robot did."""
+    """An episode of a robot."""
 
-    system: Any  # of Brax; its geoms are the robot
+    system: Any  # Brax's System, which holds the shapes of the robot
     dt: float  # seconds per step
-    position: np.ndarray  # [T, links, 3], where the links are
-    rotation: np.ndarray  # [T, links, 4], how they are turned: quaternions, real part first
+    position: np.ndarray  # [T, links, 3], positions of the links
+    rotation: np.ndarray  # [T, links, 4], rotations of the links as quaternions, real part first
     returns: np.ndarray  # [T], the sum of rewards so far
 
 
 def draw_curve(path: pathlib.Path, title: str, rows: np.ndarray, untrained: float, trained: float) -> None:
-    """Draws the return of training, the second column, over steps, the first, and that of both evaluations."""
+    """Draws the return of training (column 1) over steps (column 0), and the returns of both evaluations."""
     from matplotlib.figure import Figure  # slow to import
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -89,12 +89,14 @@ def draw_curve(path: pathlib.Path, title: str, rows: np.ndarray, untrained: floa
 
 
 def write_page(path: pathlib.Path, episode: Episode) -> None:
-    """Writes Brax's own page, which loads its viewer from the network."""
+    """Writes the page of Brax's viewer. The browser loads the viewer from the network."""
     from brax.base import Transform
     from brax.io import html
 
     poses = zip(episode.position, episode.rotation, strict=True)
-    states: Any = [types.SimpleNamespace(x=Transform(*pose)) for pose in poses]  # all that the page reads of a State
+    states: Any = [
+        types.SimpleNamespace(x=Transform(*pose)) for pose in poses
+    ]  # the page reads nothing else of a State
     html.save(str(path), episode.system.tree_replace({"opt.timestep": episode.dt}), states)
 
 
@@ -174,7 +176,7 @@ def _matrix(quaternion: np.ndarray) -> np.ndarray:
 
 
 def _smooth(track: np.ndarray, width: int = 15) -> np.ndarray:
-    """Averages positions over neighbouring frames, so that the camera does not shake with every step."""
+    """Averages positions over neighbouring frames, which keeps the camera steady."""
     padded = np.pad(track, ((width // 2, width // 2), (0, 0)), mode="edge")
     return np.stack([np.convolve(axis, np.full(width, 1 / width), mode="valid") for axis in padded.T], axis=-1)
 
@@ -205,7 +207,7 @@ def _paint_shadow(canvas: ImageDraw.ImageDraw, camera: Camera, geom: Geom, t: in
 
 
 def _paint_capsule(canvas: ImageDraw.ImageDraw, camera: Camera, geom: Geom, t: int) -> None:
-    """Paints a sphere or capsule as three stripes, from an outline to a highlight: round enough for the eye."""
+    """Paints a sphere or capsule as three stripes: outline, body, highlight."""
     pixels, scale = camera.project(geom.ends(t))
     radii = scale * geom.size[0]
     for width, shade in (1.0, 0.55), (0.84, 1.0), (0.4, 1.25):
@@ -216,7 +218,7 @@ def _paint_capsule(canvas: ImageDraw.ImageDraw, camera: Camera, geom: Geom, t: i
 def _paint_stadium(
     canvas: ImageDraw.ImageDraw, pixels: np.ndarray, radii: np.ndarray, color: np.ndarray, flatten: float = 1.0
 ) -> None:
-    """Paints the outline of two discs and of all between them."""
+    """Paints two discs and the area between them."""
     for (x, y), r in zip(pixels, radii, strict=True):
         canvas.ellipse((x - r, y - r * flatten, x + r, y + r * flatten), fill=_rgb(color))
     along = (pixels[1] - pixels[0]) / [1, flatten]
@@ -239,7 +241,7 @@ def _paint_box(canvas: ImageDraw.ImageDraw, camera: Camera, geom: Geom, t: int) 
 
 
 def _palette() -> Image.Image:
-    """Returns the colors of the GIF: those painted with above, and some that their smoothed edges need."""
+    """Returns the colors of the GIF: the colors above and some between them, for smooth edges."""
 
     def blend(color: np.ndarray, count: int) -> list[np.ndarray]:
         return [BACKGROUND + share * (color - BACKGROUND) for share in np.linspace(0, 1, count)]

@@ -1,139 +1,157 @@
-"""What a training run needs besides its algorithm: options checked, progress shown, state saved and taken up again."""
+"""A training run around its algorithm: processes, devices, compilation, progress, checkpoints, reports."""
 
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
 import json
 import math
-import pathlib
+import shlex
 import signal
 import sys
-import tempfile
 import threading
 import time
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import brax_env
+import checkpoints
+import evaluation
 import jax
 import numpy as np
-from jax import Array
-from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import Mesh
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import run_options
+from command_line import refuse, require
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from run_options import RESULTS, Run
 
 COLUMNS = ("environment_steps", "episode_return", "episodes_finished", "steps_per_second")
 COLUMNS += ("policy_loss", "value_loss", "wall_seconds")  # of metrics.csv
 METRICS = ("episodes", "returns", "policy_loss", "value_loss")  # of an iteration
 
 
-def fault(config: Any, choices: Mapping[str, Sequence[str]]) -> str | None:
-    """Says in one line what is wrong with the options, if anything is.
+def main(description: str, config_type: type[Any], agent_type: type[Any]) -> None:
+    """Trains, or plays a trained policy, as the command line says.
 
     Args:
-      config: the options; numbers must be positive, but for a seed, and gamma and lambda, which lie in [0, 1].
-      choices: what there is to choose from, by the names of options.
-
-    Returns:
-      What to tell the user, or None.
+      description: what `--help` prints above the options.
+      config_type: a dataclass whose fields are `run_options.option`s: all that decides the result.
+      agent_type: from a config and a batch of environments to the functions of an algorithm, as `brax_ppo.PPO`.
     """
-    flags = {name: "--" + name.removeprefix("gae_").replace("_", "-") for name in config.recipe}
-    for name, x in config.recipe.items():
-        match name:
-            case _ if name in choices:
-                valid, wanted = x in choices[name], f"one of {', '.join(choices[name])}"
-            case "gamma" | "gae_lambda":
-                valid, wanted = 0 <= x <= 1, "a number from 0 to 1"
-            case "seed":
-                valid, wanted = 0 <= x < 2**32, "at least 0 and less than 2^32"
-            case _:
-                valid, wanted = 0 < x < math.inf, "positive"
-        if not valid:
-            return f"{flags[name]} must be {wanted}; got {x}"
-    if config.num_envs % config.devices:
-        return f"--devices must divide --num-envs; got {config.devices} for {config.num_envs} environments"
-    if rest := config.num_envs * config.num_steps // config.devices % config.minibatches:
-        return f"--minibatches must divide the steps that a device takes in an iteration; {rest} are left over"
-    if config.processes < 1 or config.devices % config.processes:
-        return f"--processes must divide --devices; got {config.processes} for {config.devices} devices"
-    if not 0 <= config.process < config.processes:
-        return f"--process must be less than --processes, {config.processes}; got {config.process}"
-    checkpoint = config.directory / "checkpoint.npz"
-    if config.resume:
-        try:
-            with np.load(checkpoint) as stored:
-                begun = json.loads(str(stored["config"]))
-        except FileNotFoundError:
-            return f"--resume: there is no {checkpoint}; start without --resume"
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return f"--resume: {checkpoint} is not a checkpoint of this program; start without --resume"
-        for name, x in config.recipe.items():
-            if begun.get(name) != x:
-                return f"--resume: the run in {config.directory} has {flags[name]} {begun.get(name)}; got {x}"
-    try:
-        config.directory.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=config.directory).close()
-    except OSError as error:
-        return f"--out: cannot write to {config.directory}: {error.strerror}"
-    return None
+    given, options = run_options.read(description, config_type)
+    require("examples", "brax", "flax", "matplotlib", "optax", "PIL", "rich")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C quits at once
+    config, run = run_options.recall(config_type, given, options)
+    # Of several processes the first one writes.
+    with checkpoints.lock(run.directory) if run.process == 0 else contextlib.nullcontext():
+        if options.play:
+            evaluation.play(config, run, options.play, agent_type)
+        else:
+            if run.process == 0 and not options.resume:
+                run_options.clear(run.directory, options.overwrite)
+            train(config, run, agent_type)
 
 
-def connect(config: Any) -> Mesh:
-    """Waits for the other processes, if there are any; returns the devices of all together, as one axis of a mesh."""
-    jax.config.update(
-        "jax_num_cpu_devices", config.devices // config.processes
-    )  # of other kinds, it takes what there is
-    if config.processes > 1:
-        jax.distributed.initialize(config.coordinator, config.processes, config.process)
+def train(config: Any, run: Run, agent_type: type[Any]) -> None:
+    """Evaluates, trains, evaluates again, and writes the results."""
+    mesh = connect(config, run)
+    say(f"{evaluation.title(config)}: compiling, which may take half a minute")
+    start = time.perf_counter()
+    agent = agent_type(config, brax_env.make(config))
+    key, eval_key = evaluation.keys(config)
+    # The environments are split over the devices; all else is replicated. The compiler derives the rest from these
+    # shardings, such as the all-reduce of the gradients.
+    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("devices"))
+    like = jax.eval_shape(agent.init, key)
+    shardings = jax.tree.map(lambda _: replicated, like)._replace(env=jax.tree.map(lambda _: split, like.env))
+    begun = None if run.stored is None else from_checkpoint(run, like)
+    state, rows = jax.jit(agent.init, out_shardings=shardings)(key), np.zeros((0, len(COLUMNS)))
+
+    def train_chunk(state: Any) -> tuple[Any, dict[str, Array]]:
+        return lax.scan(agent.iterate, state, length=chunk(config))
+
+    stages = (
+        jax.jit(train_chunk, donate_argnums=0, out_shardings=(shardings, replicated)).lower(state),
+        jax.jit(functools.partial(evaluation.episodes, config, agent), out_shardings=replicated).lower(
+            (state.params, state.statistics), eval_key
+        ),
+    )
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        advance, episodes = pool.map(lambda stage: stage.compile(), stages)
+    say(f"compiled in {time.perf_counter() - start:.0f} s; evaluating the untrained policy")
+    before = np.asarray(episodes((state.params, state.statistics), eval_key)[0])
+    say(f"before training: {evaluation.describe(before)}")
+
+    if begun is not None:
+        state, rows = jax.jit(lambda state: state, out_shardings=shardings)(begun["state"]), begun["rows"]
+    say(f"training from iteration {int(state.iteration)} to {iterations(config)}; Ctrl-C ends the training early")
+    state, rows = train_chunks(config, run, advance, state, rows)
+    complete = int(state.iteration) == iterations(config)
+    say(f"{'trained' if complete else 'interrupted'}; evaluating the policy")
+    after, film = jax.device_get(episodes((state.params, state.statistics), eval_key))
+    say(f"after training: {evaluation.describe(after)}")
+    policy = {"params": state.params, "statistics": state.statistics}
+    checkpoints.save(run.directory / "policy.npz", dataclasses.asdict(config), policy)
+    if run.process == 0:
+        write_results(config, run, rows, before.mean(), after.mean())
+        evaluation.write_replay(config, run, agent.env, film)
+    if not complete:
+        arguments = [x for x in sys.argv if x not in ("--resume", "--overwrite")]
+        say(f"to go on: {shlex.join([sys.executable, *arguments, '--resume'])}")
+
+
+def connect(config: Any, run: Run) -> Mesh:
+    """Waits for the other processes, if there are any; returns all devices as one axis of a mesh."""
+    jax.config.update("jax_num_cpu_devices", config.devices // run.processes)  # other platforms have what they have
+    if run.processes > 1:
+        jax.distributed.initialize(run.coordinator, run.processes, run.process)
     if jax.device_count() < config.devices:
-        sys.exit(f"error: --devices: there are {jax.device_count()}; got {config.devices}")
+        refuse(f"--devices: there are {jax.device_count()}; got {config.devices}")
     return Mesh(np.array(jax.devices()[: config.devices]), ("devices",))
 
 
 def say(*words: str, sep: str = " ") -> None:
-    """Prints, once for all processes."""
+    """Prints, in the first process only."""
     if jax.process_index() == 0:
         print(*words, sep=sep, flush=True)
 
 
-def named_leaves(tree: Any) -> dict[str, Array]:
-    """Flattens a tree to arrays with readable names."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+def chunk(config: Any) -> int:
+    """Iterations between two reports: about 1% of all."""
+    return max(1, config.steps // (100 * config.num_envs * config.num_steps))
 
 
-def save(path: pathlib.Path, config: Any, tree: Any) -> None:
-    """Writes arrays and options, without pickle, and so that a crash leaves either the old file or the new one.
-
-    To be called by all processes, as each has a part of the arrays only; the first one writes.
-    """
-    leaves: dict[str, Any] = named_leaves(tree)
-    leaves |= {name: process_allgather(x, tiled=True) for name, x in leaves.items() if isinstance(x, Array)}
-    if jax.process_index() != 0:
-        return
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, config=np.array(json.dumps(config.recipe)), **leaves)
-    temporary.replace(path)
+def iterations(config: Any) -> int:
+    """Iterations of the run: whole chunks, since a shorter chunk would be another program to compile."""
+    return chunk(config) * math.ceil(config.steps / (chunk(config) * config.num_envs * config.num_steps))
 
 
-def load(path: pathlib.Path, like: Any) -> Any:
-    """Reads a tree that `save` wrote, of the structure of `like`."""
-    with np.load(path) as stored:
-        return jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in named_leaves(like)])
+def from_checkpoint(run: Run, like: Any) -> dict[str, Any]:
+    """Returns the state, which is `like` the first state, and the reports so far."""
+    arrays = run.stored or {}
+    rows = jax.ShapeDtypeStruct((len(np.atleast_1d(arrays.get("rows", 0))), len(COLUMNS)), np.dtype(float))
+    return checkpoints.fill(run.directory / "checkpoint.npz", arrays, {"state": like, "rows": rows})
 
 
-def run(config: Any, train: Callable[[Any], Any], state: Any, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+def train_chunks(
+    config: Any, run: Run, advance: Callable[[Any], Any], state: Any, rows: np.ndarray
+) -> tuple[Any, np.ndarray]:
     """Trains, reports and saves, chunk by chunk, until the end or the first Ctrl-C; the second quits at once.
 
     Args:
-      config: the options.
-      train: runs a chunk of iterations: from a state to the next one and the metrics of each iteration.
+      config: the options that decide the result.
+      run: the other options.
+      advance: from a state to the state after a chunk of iterations, and the metrics of each iteration.
       state: where to start from.
-      rows: the reports so far, one row each, as in metrics.csv.
+      rows: the reports so far, in the columns of metrics.csv.
 
     Returns:
       The state and the reports at the end.
     """
-    console, interrupted = Console(quiet=jax.process_index() != 0), threading.Event()
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, interrupted = Console(quiet=run.process != 0), threading.Event()
 
     def interrupt(*_: object) -> None:
         interrupted.set()
@@ -141,26 +159,46 @@ def run(config: Any, train: Callable[[Any], Any], state: Any, rows: np.ndarray) 
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, interrupt)
-    done, total, per_iteration = int(state.iteration), config.iterations, config.num_envs * config.num_steps
+    done, total = int(state.iteration), iterations(config)
     columns = TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done)
         while done < total and not interrupted.is_set():
             start = time.perf_counter()
-            state, metrics = jax.block_until_ready(train(state))
-            seconds = time.perf_counter() - start
-            done, tenth = done + config.chunk, done * 10 // total
-            latest, elapsed = (rows[-1, 1], rows[-1, -1]) if len(rows) else (math.nan, 0.0)
-            episodes, returns, *losses = (float(np.sum(metrics[name])) for name in METRICS)
-            latest = returns / episodes if episodes else latest  # time limits come all at once: often none ends
-            speed, losses = config.chunk * per_iteration / seconds, [loss / config.chunk for loss in losses]
-            row = [done * per_iteration, latest, episodes, speed, *losses, elapsed + seconds]
-            rows = np.append(rows, [row], axis=0)
-            save(config.directory / "checkpoint.npz", config, {"state": state, "rows": rows})
-            report = f"return {'-' if math.isnan(latest) else f'{latest:,.1f}'}, {speed:,.0f} steps/s"
-            bar.update(task, completed=done, description=report)
+            state, metrics = jax.block_until_ready(advance(state))
+            tenth, done = done * 10 // total, done + chunk(config)
+            rows = np.append(rows, [report(config, done, rows, metrics, time.perf_counter() - start)], axis=0)
+            tree = {"state": state, "rows": rows}
+            checkpoints.save(run.directory / "checkpoint.npz", dataclasses.asdict(config), tree)
+            steps, latest, _, speed = rows[-1, :4]
+            text = f"return {'-' if math.isnan(latest) else f'{latest:,.1f}'}, {speed:,.0f} steps/s"
+            bar.update(task, completed=done, description=text)
             if not console.is_terminal and done * 10 // total > tenth:
-                left = (total - done) * per_iteration / speed
-                say(f"{done / total:4.0%}: {done * per_iteration:,} steps, {report}, {left:.0f} s left")
+                left = (total / done - 1) * steps / speed
+                say(f"{done / total:4.0%}: {steps:,.0f} steps, {text}, {left:.0f} s left")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return state, rows
+
+
+def report(config: Any, done: int, rows: np.ndarray, metrics: dict[str, Array], seconds: float) -> tuple[float, ...]:
+    """Returns the row of metrics.csv for a chunk of iterations that took some seconds."""
+    latest, elapsed = (rows[-1, 1], rows[-1, -1]) if len(rows) else (math.nan, 0.0)
+    episodes, returns, *losses = (float(np.sum(metrics[name])) for name in METRICS)
+    # Time limits end all episodes at the same time, so in most chunks no episode ends.
+    latest = returns / episodes if episodes else latest
+    steps = config.num_envs * config.num_steps
+    losses = [loss / chunk(config) for loss in losses]
+    return (done * steps, latest, episodes, chunk(config) * steps / seconds, *losses, elapsed + seconds)
+
+
+def write_results(config: Any, run: Run, rows: np.ndarray, before: float, after: float) -> None:
+    """Writes the learning curve, the reports and the options; `before` and `after` are returns of the evaluations."""
+    import replay
+
+    with checkpoints.replacing(run.directory / "learning_curve.png") as path:
+        replay.draw_curve(path, f"PPO on {evaluation.title(config)}", rows, before, after)
+    with checkpoints.replacing(run.directory / "metrics.csv") as path:
+        np.savetxt(path, rows, fmt="%.9g", delimiter=",", header=",".join(COLUMNS), comments="")
+    with checkpoints.replacing(run.directory / "config.json") as path:
+        path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    say("written:", *(f"  {run.directory / name}" for name in RESULTS), sep="\n")

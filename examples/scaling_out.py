@@ -1,15 +1,14 @@
-"""A rollout of a million steps split over devices, by workers and by time: who is told what, and is it right?
+"""A rollout of a million steps, split over devices by workers and by time: communication and error of each split.
 
-    python examples/scaling_out.py                                      # on CPUs, eight devices are pretended
-    python examples/scaling_out.py --processes 2 --process 1 &          # the same, over two processes
+    python examples/scaling_out.py                                      # eight devices, simulated on CPUs
+    python examples/scaling_out.py --processes 2 --process 1 &          # the same over two processes
     python examples/scaling_out.py --processes 2 --process 0
 
-Each line of the table is a split: what of the rollout is split, over which mesh, and by whom; the collective operations
-in the compiled program, the bytes of their results on each device, and the largest difference from the advantages that
-one device computes by itself.
+Each row of the table is a split: the axes of the rollout that are split, the mesh, and jax.jit or jax.shard_map; the
+collectives in the compiled program, the bytes of their results per device, and the largest difference from the
+advantages that one device computes alone.
 """
 
-import argparse
 import collections
 import functools
 import math
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from command_line import Parser, count, index, refuse
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -32,15 +32,15 @@ BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 class Split(NamedTuple):
     """A way to split a rollout `[T, N]`."""
 
-    mesh: dict[str, int]  # the axis "time" is for T, all others for N
+    mesh: dict[str, int]  # the axis "time" splits T, all others split N
     kind: AxisType = AxisType.Auto
-    by_hand: bool = False  # with jax.shard_map, else the compiler sees to it
+    by_hand: bool = False  # by jax.shard_map; otherwise by jax.jit
     implementation: str | None = None
     lambda_varies: bool = False
 
 
 def splits(devices: int) -> list[Split]:
-    """What there is to compare."""
+    """Returns the splits to compare."""
     one, two = {"workers": devices}, {"workers": devices // 2, "more": 2}
     time, both = {"time": devices}, {"time": devices // 2, "workers": 2}
     return [
@@ -52,12 +52,12 @@ def splits(devices: int) -> list[Split]:
         Split(time, by_hand=True, implementation="blocked"),
         Split(time, by_hand=True, lambda_varies=True),
         Split(both, by_hand=True),
-        Split(time),  # not to be done: it gathers the rollout
+        Split(time),  # a warning: the compiler gathers the whole rollout
     ]
 
 
 def make_rollout(steps: int, workers: int) -> dict[str, np.ndarray]:
-    """The arguments of `gae`; the same in every process."""
+    """Returns the arguments of `gae`; all processes have the same."""
     rng, shape = np.random.default_rng(0), (steps, workers)
     return {
         "rewards": rng.normal(size=shape).astype(np.float32),
@@ -76,7 +76,7 @@ def estimate(arrays: dict[str, Array], *, lambda_varies: bool, **how: Any) -> Ar
 
 
 def run(split: Split, rollout: dict[str, np.ndarray], alone: np.ndarray) -> list[str]:
-    """Runs it, and compares with what one device says; returns the line of the table."""
+    """Runs a split and compares it with the result of one device; returns the row of the table."""
     devices = np.array(jax.devices()[: math.prod(split.mesh.values())]).reshape(tuple(split.mesh.values()))
     mesh = Mesh(devices, tuple(split.mesh), axis_types=(split.kind,) * len(split.mesh))
     time = "time" if "time" in split.mesh else None
@@ -84,7 +84,7 @@ def run(split: Split, rollout: dict[str, np.ndarray], alone: np.ndarray) -> list
     specs = {name: P(time, workers) if x.ndim > 1 else P(workers) for name, x in rollout.items()}
 
     def place(x: np.ndarray, spec: P) -> Array:
-        """Each process has its part of the array."""
+        """Splits an array; each process makes its own shards."""
         return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
 
     fn = functools.partial(estimate, lambda_varies=split.lambda_varies, implementation=split.implementation)
@@ -108,43 +108,69 @@ def run(split: Split, rollout: dict[str, np.ndarray], alone: np.ndarray) -> list
 
 
 def collectives(program: Any) -> dict[str, int]:
-    """How often a compiled program has each collective operation."""
+    """Counts the collectives in a compiled program, by name."""
     return dict(collections.Counter(name for _, name in _collectives(program)))
 
 
 def collective_bytes(program: Any) -> int:
-    """The bytes of the results of all its collective operations, on one device."""
+    """Returns the bytes of the results of all collectives of a compiled program, per device."""
     arrays = [re.findall(r"(\w+)\[([\d,]*)\]", results)[-1] for results, _ in _collectives(program)]
     return sum(BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in arrays)
 
 
 def _collectives(program: Any) -> list[tuple[str, str]]:
-    """Results and name of each; of one that starts here and is done later, the last of the results is what it gives."""
+    """Returns results and name of each collective. The last result of an asynchronous start is its output."""
     return re.findall(rf" = (\S.*?) ({OPERATIONS})(?:-start)?\(", program.as_text())
+
+
+class Options(NamedTuple):
+    """The command line."""
+
+    steps: int
+    workers: int
+    devices: int
+    processes: int
+    process: int
+    coordinator: str
+
+
+def read_options(arguments: list[str] | None = None) -> Options:
+    """Returns the options, or refuses them."""
+    parser = Parser(__doc__ or "")
+    parser.add_argument("--steps", type=count, default=2**20, help="T; --devices must divide it")
+    parser.add_argument("--workers", type=count, default=8, help="N; --devices must divide it")
+    parser.add_argument("--devices", type=count, default=8, help="of all processes together; an even number")
+    parser.add_argument("--processes", type=count, default=1, help="processes that share the devices")
+    parser.add_argument("--process", type=index, default=0, help="number of this process, from 0")
+    parser.add_argument("--coordinator", default="127.0.0.1:12345", metavar="HOST:PORT", help="address of process 0")
+    options = Options(**vars(parser.parse_args(arguments)))
+    if options.devices % 2:
+        refuse(f"--devices must be even; got {options.devices}")
+    for name, number in (("--steps", options.steps), ("--workers", options.workers)):
+        if number % options.devices:
+            refuse(f"--devices must divide {name}; got {options.devices} devices for {number}")
+    if options.devices % options.processes:
+        refuse(f"--processes must divide --devices; got {options.processes} for {options.devices} devices")
+    if options.process >= options.processes:
+        refuse(f"--process must be less than --processes, {options.processes}; got {options.process}")
+    return options
 
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description="Rollouts split over devices.")
-    parser.add_argument("--steps", type=int, default=2**20, help="T, which --devices must divide")
-    parser.add_argument("--workers", type=int, default=8, help="N, which --devices must divide")
-    parser.add_argument("--devices", type=int, default=8, help="of all processes together; an even number")
-    parser.add_argument("--processes", type=int, default=1, help="that share the devices")
-    parser.add_argument("--process", type=int, default=0, help="which of them this is")
-    parser.add_argument("--coordinator", default="127.0.0.1:12345", help="where process 0 listens to the others")
-    options = parser.parse_args()
+    options = read_options()
     jax.config.update("jax_num_cpu_devices", options.devices // options.processes)
     if options.processes > 1:
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
-    say = print if jax.process_index() == 0 else lambda *_, **__: None
-    rollout, device = make_rollout(options.steps, options.workers), jax.devices()[0].device_kind
-    say(
-        f"{options.steps:,} × {options.workers} on {options.devices} devices ({device}), jax {jax.__version__};",
-        end=" ",
-    )
-    say(f"{options.processes} processes\n" if options.processes > 1 else "one process\n")
-    say("| split | mesh | by | implementation | collectives | their bytes | largest difference |")
+    if jax.device_count() < options.devices:
+        refuse(f"--devices: there are {jax.device_count()}; got {options.devices}")
+    say = print if jax.process_index() == 0 else lambda *_: None
+    where = f"{options.devices} devices ({jax.devices()[0].device_kind}), jax {jax.__version__}"
+    processes = f"{options.processes} processes" if options.processes > 1 else "one process"
+    say(f"{options.steps:,} × {options.workers} on {where}; {processes}\n")
+    say("| split | mesh | by | implementation | collectives | bytes per device | largest difference |")
     say("|---|---|---|---|---|---|---|")
+    rollout = make_rollout(options.steps, options.workers)
     alone = {x: np.asarray(jax.jit(functools.partial(estimate, lambda_varies=x))(rollout)) for x in (False, True)}
     for split in splits(options.devices):
         say("| " + " | ".join(run(split, rollout, alone[split.lambda_varies])) + " |")

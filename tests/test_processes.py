@@ -1,4 +1,4 @@
-"""Rollouts split over two processes of two devices each, which talk over the loopback interface."""
+"""examples/scaling_out.py in two processes of two devices each, connected over the loopback interface."""
 
 import pathlib
 import socket
@@ -8,18 +8,18 @@ import sys
 import pytest
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "scaling_out.py"
-SECONDS = 120
+SECONDS = 280
 
 
 def table(printed):
-    """The lines below the heading, each as a list of cells."""
+    """The rows of the table, each as a list of cells."""
     lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("|")]
     return lines[2:]
 
 
 @pytest.fixture(scope="module")
 def tables():
-    """What is printed by one process, and by the first of two."""
+    """The tables of one process, and of the first of two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -42,13 +42,13 @@ def tables():
     return table(alone), table(first)
 
 
-def test_the_answer_is_that_of_one_device(tables):
+def test_split_rollout_equals_one_device(tables):
     for lines in tables:
         assert len(lines) == 9
         assert all(float(difference) < 1e-5 for *_, difference in lines)
 
 
-def test_two_processes_exchange_what_one_does(tables):
+def test_two_processes_compile_the_collectives_of_one(tables):
     alone, first = ([cells[:-1] for cells in lines] for lines in tables)
     assert first == alone
     exchanged = {split: collectives for split, *_, collectives, _ in alone if not collectives.startswith("5 ")}
