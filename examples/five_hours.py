@@ -41,6 +41,12 @@ def right(**case: Any) -> Array:
     return gae(**case).advantages
 
 
+def either_flag(case: dict[str, Any]) -> Array:
+    """Where an episode ends, for whatever reason."""
+    truncated = case.get("truncated")
+    return jnp.asarray(case["terminated"]) if truncated is None else case["terminated"] | truncated
+
+
 def reversed_result(**case: Any) -> Array:
     """The recursion appended to a list, which runs backwards in time, and the list was never reversed."""
     return right(**case)[::-1]
@@ -59,8 +65,7 @@ def termination_ignored(**case: Any) -> Array:
 
 def truncation_as_termination(**case: Any) -> Array:
     """One flag, `done`, for both: nothing of value follows the time limit."""
-    ends = jnp.logical_or(case["terminated"], case.get("truncated", False))
-    return right(**case | {"terminated": ends, "truncated": None})
+    return right(**case | {"terminated": either_flag(case), "truncated": None})
 
 
 def truncation_not_cut(**case: Any) -> Array:
@@ -70,15 +75,15 @@ def truncation_not_cut(**case: Any) -> Array:
 
 def own_value_for_the_final_one(**case: Any) -> Array:
     """V(s_t) in place of V(final observation), since the reset has overwritten the observation."""
-    return right(**case | ({"final_values": case["values"]} if "final_values" in case else {}))
+    known = case.get("final_values") is not None
+    return right(**case | ({"final_values": case["values"]} if known else {}))
 
 
 def lambda_missing_on_the_first_hop(**case: Any) -> Array:
     """delta_t + gamma A_{t+1}, where A is right: every later delta lacks one factor of lambda."""
     advantages = right(**case)
     later = jnp.concatenate([advantages[1:], jnp.zeros_like(advantages[:1])])
-    ends = jnp.logical_or(case["terminated"], case.get("truncated", False))
-    return right(**case | {"lambda_": 0.0}) + case["gamma"] * jnp.where(ends, 0, later)
+    return right(**case | {"lambda_": 0.0}) + case["gamma"] * jnp.where(either_flag(case), 0, later)
 
 
 BUGS: dict[str, Callable[..., Array]] = {
