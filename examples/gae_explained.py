@@ -184,7 +184,7 @@ r"""
 
 Far from the end of a rollout the weights are geometric. Near its end the longest estimate collects the weight of the
 missing tail. With $\lambda = 0.9$ and two rows left, 90% of the weight is on $A^{(2)}$: the last rows of a rollout
-are estimated almost by Monte Carlo, however long the rollout is.
+rest almost wholly on their longest estimate, however long the rollout is.
 
 A finite-horizon variant ([arXiv:2602.03386](https://arxiv.org/abs/2602.03386)) divides by the sum of the weights that
 exist instead, so that they keep their ratio $\lambda$:
@@ -232,6 +232,8 @@ for axes in grid[1]:
     axes.set_xlabel("k (steps)")
 grid[0, 0].annotate("the tail (hatched)", (12, 0.29), (6.2, 0.6), arrowprops={"arrowstyle": "->"})
 figure.suptitle(r"Weights of the k-step advantages, $\lambda = 0.9$")
+close(weights_of(2, lambda_), [0.1, 0.9])  # two rows left: nearly all on the longest
+close(renormalized_weights_of(2, lambda_), np.array([1, 0.9]) / 1.9)
 
 # %% [markdown]
 r"""
@@ -241,12 +243,12 @@ Why average at all? A short estimate has the critic's error in it: **bias**. A l
 actions in it: **variance**. $\lambda$ sets the mixture.
 
 The trade can be measured without any sampling error. The task is a walk on five states in a row. The policy goes left
-or right with probability one half, a wall stops it, and it gets a reward for the state that it enters. $V^\pi$ solves
-$(I - \gamma P) V = P\,r$, and $Q^\pi(s, a) = r(s') + \gamma V^\pi(s')$.
+or right with probability one half, and a wall at either end stops it. Each step earns the reward of the state that it
+enters. $V^\pi$ solves $(I - \gamma P) V = P\,r$, and $Q^\pi(s, a) = r(s') + \gamma V^\pi(s')$.
 
 A rollout of 12 steps is one of $2^{12}$ sequences of actions from one of five states. All of them can be enumerated.
-So the mean and the variance of $\hat A_0$ are exact, for each first state and first action. The critic is $V = V^\pi
-+ \varepsilon u$, with $u$ a fixed pattern of size 1.
+So the mean and the variance of $\hat A_0$ are exact, for each first state and first action. The critic is
+$V = V^\pi + \varepsilon u$, with $u$ a fixed pattern of size 1.
 
 The estimate is compared with $Q^\pi(s_0, a_0) - V(s_0)$. The critic's error at $s_0$ itself is left out of the bias:
 it shifts both actions alike, and the policy gradient does not depend on it.
@@ -329,14 +331,14 @@ assert best[0] > best[1] > best[2]  # a better critic wants a smaller lambda
 
 # %% [markdown]
 r"""
-The mean squared error is a valley, and its lowest point moves left as the critic gets better. A trainer whose critic
-is poor at first and good later would want a $\lambda$ that falls. The dots are the library's estimates on 40,000
-simulated rollouts; each of them agrees with the enumeration.
+The mean squared error is a valley, and its lowest point moves left as the critic gets better. This suggests a
+$\lambda$ that falls as the critic learns. The dots are the library's estimates on 40,000 simulated rollouts; each of
+them agrees with the enumeration.
 
 ### The same trade for $\gamma$
 
 Suppose that what counts is the *undiscounted* reward of an episode of 12 steps. A $\gamma < 1$ in the estimator is
-then a source of bias: it ignores late consequences of early actions. It also removes their variance.
+then a source of bias: it ignores late consequences of early actions. It also removes variance.
 
 The policy's one parameter $\theta$ is the log-odds of going right, in every state. A rollout's estimate of the
 gradient is $g = \sum_t \hat A_t\, \nabla_\theta \log \pi(a_t)$, here with the exact critic for each $\gamma$ and
@@ -412,15 +414,15 @@ assert best[0] < best[1] < best[2]
 r"""
 ## 4. What reaches what
 
-The advantages are linear in rewards and values, so the derivatives $\partial \hat A_t / \partial r_s$ and $\partial
-\hat A_t / \partial V(s_s)$ say all that the estimator does. JAX computes them from the code as it is. The rollout
-here has ten steps: step 3 terminates an episode and step 6 is truncated.
+The advantages are linear in rewards and values, so the derivatives $\partial \hat A_t / \partial r_s$ and
+$\partial \hat A_t / \partial V(s_s)$ say all that the estimator does. JAX computes them from the code as it is. The
+rollout here has ten steps: step 3 terminates an episode and step 6 is truncated.
 
 - A reward $r_s$ reaches the steps before it in its own episode, with weight $(\gamma\lambda)^{s-t}$.
-- A value $V(s_t)$ counts $-1$ for its own step, and $\gamma(1-\lambda)(\gamma\lambda)^{s-t-1}$ for earlier ones.
-  Nothing comes from beyond a termination.
+- A value $V(s_s)$ reaches its own step with weight $-1$, and an earlier step $t$ with weight
+  $\gamma(1-\lambda)(\gamma\lambda)^{s-t-1}$. Nothing comes from beyond a termination.
 - Beyond the truncation lies another episode, and nothing comes from there. What the truncated step bootstraps from is
-  the value of its final observation, in the right picture.
+  the value of its final observation, in the picture on the right.
 
 Each boundary is a corner of a block. White cells are exact zeros.
 """
@@ -478,12 +480,6 @@ for start, stop in PIECES:
 expected_v[PIECES[-1][0] :, T] = gamma * (gamma * lambda_) ** np.arange(T - 1 - PIECES[-1][0], -1, -1)
 expected_final = np.zeros((T, T))
 expected_final[4:7, LIMIT] = gamma * (gamma * lambda_) ** np.array([2, 1, 0])
-close(by_reward, expected_r)
-close(by_value, expected_v)
-close(by_final, expected_final)
-for expected, got in ((expected_r, by_reward), (expected_v, by_value), (expected_final, by_final)):
-    assert (got[expected == 0] == 0).all()  # exactly
-
 figure, grid = plt.subplots(1, 3, figsize=(12, 5.2), width_ratios=[10, 11, 1.4])
 image = heat(grid[0], by_reward)
 heat(grid[1], by_value)
@@ -504,11 +500,17 @@ grid[0].text(T - 0.2, END + 0.95, "step 3 terminates", ha="right", va="bottom", 
 grid[0].text(0.2, LIMIT + 0.95, "step 6 is truncated", va="bottom", fontsize=9, style="italic")
 figure.colorbar(image, ax=grid, label="derivative (no unit)", shrink=0.8)
 
+close(by_reward, expected_r)
+close(by_value, expected_v)
+close(by_final, expected_final)
+for expected, got in ((expected_r, by_reward), (expected_v, by_value), (expected_final, by_final)):
+    assert (got[expected == 0] == 0).all()  # exactly
+
 # %% [markdown]
 r"""
 ## 5. A gallery of bugs
 
-Each of these mistakes has been made in published code, some of them many times. Each is a small change to the call or
+Most of these mistakes have been made in public code, some of them many times. Each is a small change to the call or
 to the result, and each leaves a mark on the Jacobians.
 """
 
@@ -519,10 +521,10 @@ for name, bug in BUGS.items():
 
 # %% [markdown]
 r"""
-In each pair the upper picture is $\partial \hat A_t / \partial r_s$. The lower one is $\partial \hat A_t / \partial
-V(s_s)$, and its last column, apart, belongs to the final observation of step 6. A thick border marks a cell that
-differs from the right one, at the top left; a white cell with a thick border should not be zero. A minus marks a
-negative derivative.
+In each pair the upper picture is $\partial \hat A_t / \partial r_s$. The lower one is
+$\partial \hat A_t / \partial V(s_s)$, and its last column, apart, belongs to the final observation of step 6. A thick
+border marks a cell that differs from the right one, at the top left; a white cell with a thick border should not be
+zero. A minus marks a negative derivative.
 
 Below each title stands the name that the library's `gae_jax.testing.check_gae` gives the mistake. `check_gae` runs a
 function on small rollouts, and compares its answers with those of an estimator that makes one mistake at a time.
@@ -586,9 +588,10 @@ time, and never reversed the list. Finding that took five hours, because *the ag
 
 Which bugs are loud, and which are silent? `five_hours.py` trains a small PPO agent to balance a pole on a cart, with
 the right advantages and with six of the bugs, 32 seeds each. In training an episode is truncated after 100 steps. The
-evaluation has 500 steps, so it sees what training never shows.
+evaluation has 500 steps, so it shows what training never does.
 
-This is one iteration of the agent. `estimate` is one of the functions above:
+These three functions are the agent: a step in every environment, the loss, and one iteration. `estimate` is one of
+the functions of section 5.
 """
 
 # %%
@@ -616,6 +619,8 @@ def interval(samples: Any) -> np.ndarray:
     return np.quantile(samples[picks].mean(axis=1), [0.025, 0.975], axis=0)
 
 
+final = {name: np.array(result["evaluations"])[:, -1] for name, result in results.items()}
+trained = {name: np.array(result["training_lengths"])[:, -1] for name, result in results.items()}
 figure, grid = plt.subplots(2, 4, figsize=(12.5, 6), sharex=True, sharey=True)
 thousands = np.arange(len(results["right"]["evaluations"][0])) * settings["steps_between_evaluations"] / 1e3
 right_mean = np.mean(results["right"]["evaluations"], axis=0)
@@ -635,6 +640,14 @@ grid[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 0.2), fontsize=9)
 grid[1, 3].set_axis_off()
 grid[1, 3].text(0, 0.5, "thin line: the mean\nof the right one", color="0.4", transform=grid[1, 3].transAxes)
 
+untrained = np.array(results["result in reverse"]["evaluations"])[:, 0]
+assert interval(untrained)[1] < interval(final["result in reverse"])[0]  # the reversed one learns
+assert interval(trained["termination ignored"])[1] < 50  # loud: seen in training
+training_curves = {name: np.mean(result["training_lengths"], axis=0) for name, result in results.items()}
+silent = ("flag of the step before", "truncation as termination", "truncation not cut", "λ missing on the first hop")
+for name in silent:  # in training they look like the right one, from the beginning to the end
+    assert np.abs(training_curves[name] - training_curves["right"]).max() < 2, name
+
 # %% [markdown]
 r"""
 The same numbers seed by seed, at the end of training. The left picture is what the trainer sees, the right one what
@@ -643,8 +656,6 @@ it gets.
 
 # %%
 figure, (seen, got) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
-final = {name: np.array(result["evaluations"])[:, -1] for name, result in results.items()}
-trained = {name: np.array(result["training_lengths"])[:, -1] for name, result in results.items()}
 jitter = np.random.default_rng(0).uniform(-0.25, 0.25, settings["seeds"])
 for axes, numbers in ((seen, trained), (got, final)):
     for i, samples in enumerate(numbers.values()):
@@ -658,6 +669,13 @@ seen.set_xlabel("steps of a training episode (limit 100)")
 got.set_xlabel("steps of an evaluation (limit 500)")
 figure.suptitle("One dot a seed; bar: 95% interval of the mean")
 
+low, high = interval(final["right"])
+for name in ("result in reverse", "termination ignored", "truncation as termination", "truncation not cut"):
+    assert interval(final[name])[1] < low, name  # the intervals separate
+for name in ("flag of the step before", "λ missing on the first hop"):
+    assert max(low, interval(final[name])[0]) <= min(high, interval(final[name])[1]), name  # the intervals overlap
+assert interval(trained["result in reverse"])[0] > 80
+
 # %% [markdown]
 r"""
 One bug is **loud**: with termination ignored the agent never learns to stand, and the training curve shows it.
@@ -667,34 +685,14 @@ training curves are those of the right agent, at the limit of 100 steps. Beyond 
 training only the bootstrap from the final observation carries what would come after the limit, and both bugs spoil
 it.
 
-The reversed result is the worst kind: it **learns**. Its agents rise from about 34 steps to about 244, and their
-training episodes come close to the limit. A trainer who looks at the training curve sees an agent that needs some
-tuning.
+The reversed result deceives most: it **learns**. Its agents rise from about 34 steps to about 244, and their training
+episodes come close to the limit. A trainer who looks at the training curve sees an agent that needs some tuning.
 
 Two bugs are **not visible here at all**: the flag of the step before, and $\lambda$ missing on the first hop. This
 task forgives them: a good agent hardly ever terminates in training, and a larger weight on later TD errors does no
-harm. Other tasks do not forgive them. A learning curve is no test of an estimator, and `check_gae` finds each of
-these bugs in a second.
+harm. Another task may not forgive them. A learning curve is no test of an estimator; `check_gae` finds each of these
+bugs in seconds.
 """
-
-# %%
-right_interval = interval(final["right"])
-for name in ("result in reverse", "termination ignored", "truncation as termination", "truncation not cut"):
-    assert interval(final[name])[1] < right_interval[0], name  # the intervals separate
-for name in ("flag of the step before", "λ missing on the first hop"):
-    low, high = interval(final[name])
-    assert max(low, right_interval[0]) <= min(high, right_interval[1]), name  # the intervals overlap
-for name in (
-    "flag of the step before",
-    "truncation as termination",
-    "truncation not cut",
-    "λ missing on the first hop",
-):
-    assert abs(trained[name].mean() - trained["right"].mean()) < 1, name  # silent: the training curve is the right one
-assert interval(trained["termination ignored"])[1] < 50  # loud
-untrained = np.array(results["result in reverse"]["evaluations"])[:, 0]
-assert interval(untrained)[1] < interval(final["result in reverse"])[0]  # it learns,
-assert interval(trained["result in reverse"])[0] > 80  # and its training curve looks well
 
 # %% [markdown]
 r"""
@@ -756,6 +754,7 @@ axes.set_xlabel("h behind the piece (reward)")
 axes.set_ylabel("h before the piece (reward)")
 axes.set_title("What a piece of a rollout does to h")
 axes.legend()
+assert piece(16, 48, inputs[0])[1] == piece(16, 48, inputs[-1])[1]  # nothing passes the end of an episode
 
 # %% [markdown]
 r"""
@@ -767,7 +766,7 @@ the length of the pieces; then each device knows its $h$ and runs its piece. In 
 `axis_name`, inside `jax.shard_map`.
 
 **A scan without a loop.** On one GPU the same three steps run over blocks of rows, all blocks at once. In the library
-this is `implementation="blocked"`, and what it compiles to has no loop.
+this is `implementation="blocked"`, and its program has no loop.
 """
 
 # %%
@@ -869,15 +868,6 @@ ended[np.flatnonzero(first)[-1]] = True  # the last turn ends the episode
 by_turn = gae(at_first, values, ended, mask=first, **options).advantages
 by_turn = np.where(chosen, np.asarray(by_turn)[np.flatnonzero(first)[np.maximum(turn, 0)]], 0)
 
-# Masked rows are as if they were not there: the estimate on the chosen tokens alone is the same.
-close(by_token[chosen], gae(rewards[chosen], values[chosen], terminated[chosen], **options).advantages)
-assert (np.asarray(by_token)[~chosen] == 0).all()
-close(by_token[last], 1 - 0.2)
-answer = chosen & (turn == 1)
-close(by_turn[answer], 1 - 0.2)  # all tokens of the answer share what the answer earned,
-close(by_turn[chosen & (turn == 0)], 0.8 * (1 - 0.2))  # and the call has one decay more
-assert by_token[3] < 0.1 < by_turn[3]
-
 figure, grid = plt.subplots(2, 1, figsize=(9.5, 4.2), sharex=True, sharey=True)
 for axes, advantages, title in zip(
     grid, (by_token, by_turn), ("a decay for each token", "a decay for each turn"), strict=True
@@ -892,11 +882,21 @@ for axes, advantages, title in zip(
 grid[1].set_xticks(np.arange(len(KINDS)), list(KINDS))
 grid[1].set_xlabel("token (p prompt, x chosen by the policy, t written by the tool, . padding; grey: masked)")
 
+# Masked rows are as if they were not there: the estimate on the chosen tokens alone is the same.
+close(by_token[chosen], gae(rewards[chosen], values[chosen], terminated[chosen], **options).advantages)
+assert (np.asarray(by_token)[~chosen] == 0).all()
+close(by_token[last], 1 - 0.2)
+answer = chosen & (turn == 1)
+close(by_turn[answer], 1 - 0.2)  # all tokens of the answer share what the answer earned,
+close(by_turn[chosen & (turn == 0)], 0.8 * (1 - 0.2))  # and the call has one decay more
+assert by_token[3] < 0.1 < by_turn[3]
+
 # %% [markdown]
 r"""
-**Lambda by length.** With a reward at the end of $L$ tokens, the first token gets $\lambda^{L-1}$ of it. At $\lambda
-= 0.95$ and 1,000 tokens that is nothing. $\lambda = 1 - 1/(\alpha L)$ lets the same share reach the first token at
-every length. `lambda_` takes an array, so each sample of a batch may have its own.
+**Lambda by length.** With a reward at the end of $L$ tokens, the first token gets the share $\lambda^{L-1}$. At
+$\lambda = 0.95$ and 1,000 tokens the share is practically 0. $\lambda = 1 - 1/(\alpha L)$ lets about the same share
+reach the first token at every length; in the figure $\alpha = 1$. `lambda_` takes an array, so each sample of a batch
+may have its own.
 
 **Packed sequences.** Several samples may lie one after the other in a row. The last token of each is a termination.
 The Jacobian falls into blocks: no sample sees another.
@@ -940,7 +940,6 @@ for start, stop in itertools.pairwise(bounds):
     close(together[rows], gae(rewards[rows], values[rows], ends[rows], **options).advantages)
 reaches = np.asarray(jax.jacrev(lambda r: gae(r, values, ends, **options).advantages)(rewards))
 sample = np.searchsorted(bounds, np.arange(bounds[-1]), side="right")
-assert (reaches[sample[:, None] != sample] == 0).all()
 image = packed.pcolormesh(np.ma.masked_equal(reaches, 0), cmap="cividis_r", edgecolors="0.85", linewidth=0.5)
 packed.set_ylim(bounds[-1], 0)
 packed.set_aspect("equal")
@@ -949,6 +948,7 @@ packed.set_xlabel("s (token of the reward)")
 packed.set_ylabel("t (token of the advantage)")
 packed.set_title("three samples in one row")
 figure.colorbar(image, ax=packed, label=r"$\partial \hat A_t / \partial r_s$ (no unit)")
+assert (reaches[sample[:, None] != sample] == 0).all()
 
 # %% [markdown]
 r"""
