@@ -642,6 +642,7 @@ grid[1, 3].text(0, 0.5, "thin line: the mean\nof the right one", color="0.4", tr
 
 untrained = np.array(results["result in reverse"]["evaluations"])[:, 0]
 assert interval(untrained)[1] < interval(final["result in reverse"])[0]  # the reversed one learns
+assert [round(x.mean()) for x in (untrained, final["result in reverse"])] == [34, 244]  # as the text below says
 assert interval(trained["termination ignored"])[1] < 50  # loud: seen in training
 training_curves = {name: np.mean(result["training_lengths"], axis=0) for name, result in results.items()}
 silent = ("flag of the step before", "truncation as termination", "truncation not cut", "λ missing on the first hop")
