@@ -1,11 +1,11 @@
-"""Trains a small PPO agent with the right advantages, and with the bugs that GAE is prone to; writes what came of it.
+"""Trains a small PPO agent with the right advantages and with common GAE bugs, and writes its learning curves.
 
     python examples/five_hours.py --out examples/five_hours.json    # 32 seeds of each: some minutes on two CPU cores
     python examples/five_hours.py --help
 
 The task is to balance a pole on a cart (Barto, Sutton and Anderson, 1983), with a reward of 1 a step. An episode of
 training terminates when the pole or the cart leaves its bounds, and is truncated by a time limit. An evaluation has
-five times as many steps, so it also sees what training never showed. `examples/gae_explained.ipynb` draws the result.
+five times as many steps, so it shows what training never does. `examples/gae_explained.ipynb` draws the result.
 """
 
 import functools
@@ -37,12 +37,12 @@ VALUE_SCALE = 10.0  # the value network's output counts in units of so many step
 
 
 def right(**case: Any) -> Array:
-    """What the library computes."""
+    """Returns the advantages of the library."""
     return gae(**case).advantages
 
 
 def either_flag(case: dict[str, Any]) -> Array:
-    """Where an episode ends, for whatever reason."""
+    """Returns where an episode terminates or is truncated."""
     truncated = case.get("truncated")
     return jnp.asarray(case["terminated"]) if truncated is None else case["terminated"] | truncated
 
@@ -97,19 +97,19 @@ BUGS: dict[str, Callable[..., Array]] = {
     "λ missing on the first hop": lambda_missing_on_the_first_hop,
 }
 
-TRAINED = tuple(name for name in BUGS if name != "V(s_t) for V(final)")  # here these two are nearly the same number
+TRAINED = tuple(name for name in BUGS if name != "V(s_t) for V(final)")  # in this task the two values are nearly equal
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The task.
 
 
 def reset(key: Array) -> Array:
-    """A cart at rest near the middle, with a pole nearly upright: position, speed, angle, angular speed."""
+    """Draws a cart near the middle with a pole nearly upright: position, speed, angle, angular speed."""
     return jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
 
 
 def push(state: Array, action: Array) -> tuple[Array, Array]:
-    """One step of 0.02 s with a force of 10 N to the left (0) or right (1): the next state, and whether it is out."""
+    """Pushes for 0.02 s with 10 N to the left (0) or right (1); returns the next state, and if it is out of bounds."""
     _, speed, angle, spin = state
     force = jnp.where(action == 1, 10.0, -10.0)
     pole_mass, total_mass, half_length = 0.1, 1.1, 0.5
@@ -139,7 +139,7 @@ class Rollout(NamedTuple):
 
 
 def network(key: Array, outputs: int, last_scale: float) -> list[tuple[Array, Array]]:
-    """The weights of two hidden layers of 32 units and of the last layer."""
+    """Draws the weights of two hidden layers of 32 units and of the last layer."""
     sizes, scales = (4, 32, 32, outputs), (1.0, 1.0, last_scale)
     # Not orthogonal ones: under vmap they hang in jaxlib 0.10.2 on two cores.
     draw = [jax.nn.initializers.variance_scaling(s, "fan_in", "truncated_normal") for s in scales]
@@ -148,24 +148,24 @@ def network(key: Array, outputs: int, last_scale: float) -> list[tuple[Array, Ar
 
 
 def apply(layers: list[tuple[Array, Array]], x: Array) -> Array:
-    """A multilayer perceptron."""
+    """Applies a multilayer perceptron."""
     for weights, bias in layers[:-1]:
         x = jnp.tanh(x @ weights + bias)
     return x @ layers[-1][0] + layers[-1][1]
 
 
 def log_probs(params: Any, obs: Array) -> Array:
-    """Of both actions."""
+    """Returns the log-probabilities of both actions."""
     return jax.nn.log_softmax(apply(params["policy"], obs))
 
 
 def value(params: Any, obs: Array) -> Array:
-    """V(s), in steps."""
+    """Returns V(s), in steps."""
     return VALUE_SCALE * apply(params["value"], obs)[..., 0]
 
 
 def act(params: Any, envs: Any, key: Array) -> tuple[Any, Rollout]:
-    """One step of every environment, and a fresh episode where one has ended."""
+    """Takes one step in every environment, and resets those whose episode ended."""
     obs, length = envs
     action_key, reset_key = jax.random.split(key)
     logits = log_probs(params, obs)
@@ -181,7 +181,7 @@ def act(params: Any, envs: Any, key: Array) -> tuple[Any, Rollout]:
 
 
 def loss(params: Any, rows: Rollout, advantage: Array, target: Array) -> Array:
-    """PPO's clipped objective and the squared error of the values."""
+    """Computes PPO's clipped objective plus the squared error of the values."""
     log_prob = jnp.take_along_axis(log_probs(params, rows.obs), rows.action[:, None], 1)[:, 0]
     ratio, advantage = jnp.exp(log_prob - rows.log_prob), normalize(advantage)
     policy_loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * advantage).mean()
@@ -189,7 +189,7 @@ def loss(params: Any, rows: Rollout, advantage: Array, target: Array) -> Array:
 
 
 def adam(params: Any, moments: Any, gradient: Any, count: Array) -> tuple[Any, Any]:
-    """One step of Adam, with the gradient clipped to a norm of MAX_GRAD_NORM."""
+    """Takes one step of Adam, with the gradient clipped to a norm of MAX_GRAD_NORM."""
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
     gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, MAX_GRAD_NORM / (norm + 1e-8)), gradient)
     first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], gradient)
@@ -230,7 +230,7 @@ def iterate(estimate: Callable[..., Array], state: Any, key: Array) -> tuple[Any
 
 
 def evaluate(params: Any, key: Array) -> Array:
-    """Mean number of steps that the pole stays up, of EVALUATION_STEPS, with the likelier action everywhere."""
+    """Returns the mean number of steps that the pole stays up, at most EVALUATION_STEPS, with the likelier action."""
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
         obs, up = carry
@@ -275,7 +275,7 @@ def train_seeds(estimate: Callable[..., Array], seeds: int) -> tuple[np.ndarray,
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were made on, and with."""
+    """Returns the machine and the versions that the numbers were made with."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -319,7 +319,7 @@ def main() -> None:
         "steps_between_evaluations": ITERATIONS_BETWEEN * STEPS * ENVS,
     }
     text = json.dumps({"machine": machine(), "settings": settings, "results": results}, ensure_ascii=False)
-    options.out.write_text(text.replace("], [", "],\n[") + "\n", encoding="utf-8")  # a line a seed
+    options.out.write_text(text.replace("], [", "],\n[") + "\n", encoding="utf-8")  # one line for each seed
     print(f"wrote {options.out}")
 
 

@@ -57,8 +57,7 @@ from jax.sharding import Mesh, PartitionSpec
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from gae_jax import _gae as recursion
-from gae_jax import gae, n_step_advantages
+from gae_jax import _recursion, gae, n_step_advantages
 from gae_jax.testing import check_gae
 
 jax.config.update("jax_num_cpu_devices", 4)  # section 7 splits time over four devices; a CPU can pose as four
@@ -175,8 +174,8 @@ This is the step as the library runs it, printed from the installed package:
 """
 
 # %%
-print(inspect.getsource(recursion.step))
-print(inspect.getsource(recursion._value_after))
+print(inspect.getsource(_recursion.step))
+print(inspect.getsource(_recursion.next_value))
 
 # %% [markdown]
 r"""
@@ -843,6 +842,14 @@ In a language model's sample a step is the choice of one token, and not every po
 given, a tool wrote its output, and padding fills the row. `mask` is False there. The recursion skips these rows, so
 credit passes from the answer over the tool's output to the call of the tool.
 
+This is the rule, around the step of section 1:
+"""
+
+# %%
+print(inspect.getsource(_recursion.skipping_step))
+
+# %% [markdown]
+r"""
 The sample below has a prompt (p), a call and an answer by the policy (x), a tool's output between (t), and padding
 (.). The reward is 1 at the last chosen token. With a decay for each token, little of the reward reaches the call.
 With one decay for each *turn*, the tokens of a turn share an advantage: estimate on the first token of each turn,
