@@ -641,7 +641,7 @@ grid[1, 3].text(0, 0.5, "thin line: the mean\nof the right one", color="0.4", tr
 
 untrained = np.array(results["result in reverse"]["evaluations"])[:, 0]
 assert interval(untrained)[1] < interval(final["result in reverse"])[0]  # the reversed one learns
-assert [round(x.mean()) for x in (untrained, final["result in reverse"])] == [34, 244]  # as the text below says
+assert untrained.mean() < 40 < 200 < final["result in reverse"].mean()
 assert interval(trained["termination ignored"])[1] < 50  # loud: seen in training
 training_curves = {name: np.mean(result["training_lengths"], axis=0) for name, result in results.items()}
 silent = ("flag of the step before", "truncation as termination", "truncation not cut", "λ missing on the first hop")
@@ -685,8 +685,9 @@ training curves are those of the right agent, at the limit of 100 steps. Beyond 
 training only the bootstrap from the final observation carries what would come after the limit, and both bugs spoil
 it.
 
-The reversed result deceives most: it **learns**. Its agents rise from about 34 steps to about 244, and their training
-episodes come close to the limit. A trainer who looks at the training curve sees an agent that needs some tuning.
+The reversed result deceives most: it **learns**. Its agents rise from about 30 steps to more than 200, and their
+training episodes come close to the limit. A trainer who looks at the training curve sees an agent that needs some
+tuning.
 
 Two bugs are **not visible here at all**: the flag of the step before, and $\lambda$ missing on the first hop. This
 task forgives them: a good agent hardly ever terminates in training, and a larger weight on later TD errors does no
