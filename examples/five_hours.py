@@ -1,0 +1,327 @@
+"""Trains a small PPO agent with the right advantages and with common GAE bugs, and writes its learning curves.
+
+    python examples/five_hours.py --out examples/five_hours.json    # 32 seeds of each: some minutes on two CPU cores
+    python examples/five_hours.py --help
+
+The task is to balance a pole on a cart (Barto, Sutton and Anderson, 1983), with a reward of 1 a step. An episode of
+training terminates when the pole or the cart leaves its bounds, and is truncated by a time limit. An evaluation has
+five times as many steps, so it shows what training never does. `examples/gae_explained.ipynb` draws the result.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import command_line
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from gae_jax import gae, normalize
+
+TIME_LIMIT = 100  # steps of an episode in training
+EVALUATION_STEPS, EVALUATION_EPISODES = 500, 16
+ENVS, STEPS, EPOCHS, MINIBATCHES = 32, 64, 4, 8  # a rollout is [STEPS, ENVS]
+EVALUATIONS, ITERATIONS_BETWEEN = 16, 4  # in all 64 iterations: 131,072 steps
+GAMMA, LAMBDA, CLIP, LEARNING_RATE, VALUE_WEIGHT, MAX_GRAD_NORM = 0.99, 0.95, 0.2, 1e-3, 0.5, 0.5
+VALUE_SCALE = 10.0  # the value network's output counts in units of so many steps
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bugs. Each takes the arguments of `gae` by name, and returns advantages.
+
+
+def right(**case: Any) -> Array:
+    """Returns the advantages of the library."""
+    return gae(**case).advantages
+
+
+def either_flag(case: dict[str, Any]) -> Array:
+    """Returns where an episode terminates or is truncated."""
+    truncated = case.get("truncated")
+    return jnp.asarray(case["terminated"]) if truncated is None else case["terminated"] | truncated
+
+
+def reversed_result(**case: Any) -> Array:
+    """The recursion appended to a list, which runs backwards in time, and the list was never reversed."""
+    return right(**case)[::-1]
+
+
+def flag_of_the_step_before(**case: Any) -> Array:
+    """`terminated[t]` is true where transition t - 1 ended the episode."""
+    flag = jnp.asarray(case["terminated"])
+    return right(**case | {"terminated": jnp.concatenate([jnp.zeros_like(flag[:1]), flag[:-1]])})
+
+
+def termination_ignored(**case: Any) -> Array:
+    """The next episode's value follows the end of an episode."""
+    return right(**case | {"terminated": jnp.zeros_like(case["terminated"])})
+
+
+def truncation_as_termination(**case: Any) -> Array:
+    """One flag, `done`, for both: nothing of value follows the time limit."""
+    return right(**case | {"terminated": either_flag(case), "truncated": None})
+
+
+def truncation_not_cut(**case: Any) -> Array:
+    """The time limit has no flag: the next episode's value follows it."""
+    return right(**case | {"truncated": None, "final_values": None})
+
+
+def own_value_for_the_final_one(**case: Any) -> Array:
+    """V(s_t) in place of V(final observation), since the reset has overwritten the observation."""
+    known = case.get("final_values") is not None
+    return right(**case | ({"final_values": case["values"]} if known else {}))
+
+
+def lambda_missing_on_the_first_hop(**case: Any) -> Array:
+    """delta_t + gamma A_{t+1}, where A is right: every later delta lacks one factor of lambda."""
+    advantages = right(**case)
+    later = jnp.concatenate([advantages[1:], jnp.zeros_like(advantages[:1])])
+    return right(**case | {"lambda_": 0.0}) + case["gamma"] * jnp.where(either_flag(case), 0, later)
+
+
+BUGS: dict[str, Callable[..., Array]] = {
+    "right": right,
+    "result in reverse": reversed_result,
+    "flag of the step before": flag_of_the_step_before,
+    "termination ignored": termination_ignored,
+    "truncation as termination": truncation_as_termination,
+    "truncation not cut": truncation_not_cut,
+    "V(s_t) for V(final)": own_value_for_the_final_one,
+    "λ missing on the first hop": lambda_missing_on_the_first_hop,
+}
+
+TRAINED = tuple(name for name in BUGS if name != "V(s_t) for V(final)")  # in this task the two values are nearly equal
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The task.
+
+
+def reset(key: Array) -> Array:
+    """Draws a cart near the middle with a pole nearly upright: position, speed, angle, angular speed."""
+    return jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
+
+
+def push(state: Array, action: Array) -> tuple[Array, Array]:
+    """Pushes for 0.02 s with 10 N to the left (0) or right (1); returns the next state, and if it is out of bounds."""
+    _, speed, angle, spin = state
+    force = jnp.where(action == 1, 10.0, -10.0)
+    pole_mass, total_mass, half_length = 0.1, 1.1, 0.5
+    acceleration = (force + pole_mass * half_length * spin**2 * jnp.sin(angle)) / total_mass
+    inertia = half_length * (4 / 3 - pole_mass * jnp.cos(angle) ** 2 / total_mass)
+    turn = (9.8 * jnp.sin(angle) - jnp.cos(angle) * acceleration) / inertia
+    thrust = acceleration - pole_mass * half_length * turn * jnp.cos(angle) / total_mass
+    state = state + 0.02 * jnp.stack([speed, thrust, spin, turn])
+    return state, (jnp.abs(state[0]) > 2.4) | (jnp.abs(state[2]) > 0.2095)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The agent.
+
+
+class Rollout(NamedTuple):
+    """Transitions, `[T, N]`."""
+
+    obs: Array
+    action: Array
+    log_prob: Array
+    value: Array
+    terminated: Array
+    truncated: Array
+    final_value: Array  # V of what the transition led to, before any reset
+    length: Array  # of the episode so far
+
+
+def network(key: Array, outputs: int, last_scale: float) -> list[tuple[Array, Array]]:
+    """Draws the weights of two hidden layers of 32 units and of the last layer."""
+    sizes, scales = (4, 32, 32, outputs), (1.0, 1.0, last_scale)
+    # Not orthogonal ones: under vmap they hang in jaxlib 0.10.2 on two cores.
+    draw = [jax.nn.initializers.variance_scaling(s, "fan_in", "truncated_normal") for s in scales]
+    keys = jax.random.split(key, 3)
+    return [(draw[i](keys[i], sizes[i : i + 2]), jnp.zeros(sizes[i + 1])) for i in range(3)]
+
+
+def apply(layers: list[tuple[Array, Array]], x: Array) -> Array:
+    """Applies a multilayer perceptron."""
+    for weights, bias in layers[:-1]:
+        x = jnp.tanh(x @ weights + bias)
+    return x @ layers[-1][0] + layers[-1][1]
+
+
+def log_probs(params: Any, obs: Array) -> Array:
+    """Returns the log-probabilities of both actions."""
+    return jax.nn.log_softmax(apply(params["policy"], obs))
+
+
+def value(params: Any, obs: Array) -> Array:
+    """Returns V(s), in steps."""
+    return VALUE_SCALE * apply(params["value"], obs)[..., 0]
+
+
+def act(params: Any, envs: Any, key: Array) -> tuple[Any, Rollout]:
+    """Takes one step in every environment, and resets those whose episode ended."""
+    obs, length = envs
+    action_key, reset_key = jax.random.split(key)
+    logits = log_probs(params, obs)
+    action = jax.random.categorical(action_key, logits)
+    final_obs, terminated = jax.vmap(push)(obs, action)
+    length = length + 1
+    truncated = (length >= TIME_LIMIT) & ~terminated
+    ended = terminated | truncated
+    log_prob = jnp.take_along_axis(logits, action[:, None], 1)[:, 0]
+    rows = obs, action, log_prob, value(params, obs), terminated, truncated, value(params, final_obs), length
+    fresh = jax.vmap(reset)(jax.random.split(reset_key, len(obs)))
+    return (jnp.where(ended[:, None], fresh, final_obs), jnp.where(ended, 0, length)), Rollout(*rows)
+
+
+def loss(params: Any, rows: Rollout, advantage: Array, target: Array) -> Array:
+    """Computes PPO's clipped objective plus the squared error of the values."""
+    log_prob = jnp.take_along_axis(log_probs(params, rows.obs), rows.action[:, None], 1)[:, 0]
+    ratio, advantage = jnp.exp(log_prob - rows.log_prob), normalize(advantage)
+    policy_loss = -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - CLIP, 1 + CLIP) * advantage).mean()
+    return policy_loss + VALUE_WEIGHT * jnp.square((value(params, rows.obs) - target) / VALUE_SCALE).mean()
+
+
+def adam(params: Any, moments: Any, gradient: Any, count: Array) -> tuple[Any, Any]:
+    """Takes one step of Adam, with the gradient clipped to a norm of MAX_GRAD_NORM."""
+    norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+    gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, MAX_GRAD_NORM / (norm + 1e-8)), gradient)
+    first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, moments[0], gradient)
+    second = jax.tree.map(lambda m, g: 0.999 * m + 0.001 * g**2, moments[1], gradient)
+    rate = LEARNING_RATE * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+    return jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-8), params, first, second), (first, second)
+
+
+def iterate(estimate: Callable[..., Array], state: Any, key: Array) -> tuple[Any, tuple[Array, Array]]:
+    """Acts, estimates advantages, and learns; returns how many steps the episodes that ended had, and their number."""
+    params, moments, count, envs = state
+    act_key, learn_key = jax.random.split(key)
+    envs, rollout = lax.scan(functools.partial(act, params), envs, jax.random.split(act_key, STEPS))
+    advantages = estimate(
+        rewards=jnp.ones_like(rollout.value),
+        values=rollout.value,
+        terminated=rollout.terminated,
+        truncated=rollout.truncated,
+        final_values=rollout.final_value,
+        bootstrap_value=value(params, envs[0]),
+        gamma=GAMMA,
+        lambda_=LAMBDA,
+    )
+    data = jax.tree.map(
+        lambda x: x.reshape(STEPS * ENVS, *x.shape[2:]), (rollout, advantages, advantages + rollout.value)
+    )
+
+    def update(carry: Any, rows: Array) -> tuple[Any, None]:
+        params, moments, count = carry
+        gradient = jax.grad(loss)(params, *jax.tree.map(lambda x: x[rows], data))
+        return (*adam(params, moments, gradient, count + 1), count + 1), None
+
+    keys = jax.random.split(learn_key, EPOCHS)
+    shuffled = jax.vmap(lambda key: jax.random.permutation(key, STEPS * ENVS))(keys)
+    carry, _ = lax.scan(update, (params, moments, count), shuffled.reshape(EPOCHS * MINIBATCHES, -1))
+    ended = rollout.terminated | rollout.truncated
+    return (*carry, envs), (jnp.sum(ended * rollout.length), jnp.sum(ended))
+
+
+def evaluate(params: Any, key: Array) -> Array:
+    """Returns the mean number of steps that the pole stays up, at most EVALUATION_STEPS, with the likelier action."""
+
+    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
+        obs, up = carry
+        obs, out = jax.vmap(push)(obs, jnp.argmax(log_probs(params, obs), axis=-1))
+        return (obs, up & ~out), up
+
+    obs = jax.vmap(reset)(jax.random.split(key, EVALUATION_EPISODES))
+    _, up = lax.scan(step, (obs, jnp.ones(EVALUATION_EPISODES, bool)), length=EVALUATION_STEPS)
+    return up.sum(axis=0).mean()
+
+
+def train(estimate: Callable[..., Array], key: Array) -> tuple[Array, Array]:
+    """Trains one agent.
+
+    Args:
+      estimate: one of BUGS.
+      key: decides all that is random.
+
+    Returns:
+      The evaluations, `[EVALUATIONS + 1]`, the first one before training; and the mean length of the episodes of
+      training between them, `[EVALUATIONS]`.
+    """
+    policy_key, value_key, env_key, train_key, eval_key = jax.random.split(key, 5)
+    params = {"policy": network(policy_key, 2, 0.01), "value": network(value_key, 1, 1.0)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    envs = jax.vmap(reset)(jax.random.split(env_key, ENVS)), jnp.zeros(ENVS, jnp.int32)
+
+    def chunk(state: Any, keys: Array) -> tuple[Any, tuple[Array, Array]]:
+        state, (steps, episodes) = lax.scan(functools.partial(iterate, estimate), state, keys)
+        return state, (evaluate(state[0], eval_key), steps.sum() / jnp.maximum(1, episodes.sum()))
+
+    keys = jax.random.split(train_key, (EVALUATIONS, ITERATIONS_BETWEEN))
+    _, (evaluations, lengths) = lax.scan(chunk, (params, (zeros, zeros), jnp.zeros(()), envs), keys)
+    return jnp.append(evaluate(params, eval_key), evaluations), lengths
+
+
+def train_seeds(estimate: Callable[..., Array], seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Trains agents 0 to seeds - 1, one after the other; returns what `train` does, with a leading axis of seeds."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    evaluations, lengths = jax.jit(lambda keys: lax.map(functools.partial(train, estimate), keys))(keys)
+    return np.asarray(evaluations, np.float64), np.asarray(lengths, np.float64)
+
+
+def machine() -> dict[str, Any]:
+    """Returns the machine and the versions that the numbers were made with."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def main() -> None:
+    """Trains every variant and writes the file."""
+    parser = command_line.Parser(__doc__ or "")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("five_hours.json"), help="where to write")
+    parser.add_argument("--seeds", type=int, default=32, help="agents of each variant")
+    options = parser.parse_args()
+    if options.seeds < 1:
+        command_line.refuse(f"--seeds: must be at least 1; got {options.seeds}")
+    if not options.out.parent.is_dir():
+        command_line.refuse(f"--out: there is no directory {options.out.parent}")
+
+    results = {}
+    for name in TRAINED:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        evaluations, lengths = train_seeds(BUGS[name], options.seeds)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        print(f"{name}: {evaluations[:, -1].mean():.0f} of {EVALUATION_STEPS} steps, after {seconds:.0f} s", flush=True)
+        results[name] = {
+            "evaluations": evaluations.round(1).tolist(),
+            "training_lengths": lengths.round(1).tolist(),
+            "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu_seconds, 1),
+        }
+    settings = {
+        "seeds": options.seeds,
+        "time_limit": TIME_LIMIT,
+        "evaluation_steps": EVALUATION_STEPS,
+        "steps_between_evaluations": ITERATIONS_BETWEEN * STEPS * ENVS,
+    }
+    text = json.dumps({"machine": machine(), "settings": settings, "results": results}, ensure_ascii=False)
+    options.out.write_text(text.replace("], [", "],\n[") + "\n", encoding="utf-8")  # one line for each seed
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
