@@ -243,29 +243,33 @@ def rejax_agent() -> Agent:
 
 
 class Letters:
-    """A tokenizer for tunix: a token is a letter."""
+    """A tokenizer for tunix: a token is a letter.
+
+    No text ends before the limit: tunix drops the token after a text, so the choice of that token has no gradient, and
+    a model of this size comes to write nothing but that.
+    """
 
     alphabet = "abcdefgh"
 
     def encode(self, text: str, **_: Any) -> list[int]:
         """Maps letters to tokens."""
-        return [3 + self.alphabet.index(letter) for letter in text]
+        return [1 + self.alphabet.index(letter) for letter in text]
 
     def decode(self, ids: Any, **_: Any) -> str:
-        """Maps tokens to letters, and skips the three that are none."""
-        return "".join(self.alphabet[int(i) - 3] for i in ids if i >= 3)
+        """Maps tokens to letters, and skips the others."""
+        return "".join(self.alphabet[int(i) - 1] for i in ids if i >= 1)
 
     def bos_id(self) -> int:
         """Returns the token before a text."""
-        return 1
+        return 0
 
     def eos_id(self) -> int:
-        """Returns the token after a text."""
-        return 2
+        """Returns what ends a text: no token of the model."""
+        return -1
 
     def pad_id(self) -> int:
-        """Returns the token that fills up a batch."""
-        return 0
+        """Returns what fills up a batch: no token of the model."""
+        return -1
 
 
 def tunix_agent() -> Agent:
@@ -287,7 +291,7 @@ def tunix_agent() -> Agent:
     letters = Letters()
     shape = qwen3.ModelConfig(
         num_layers=1,
-        vocab_size=3 + len(letters.alphabet),
+        vocab_size=1 + len(letters.alphabet),
         embed_dim=32,
         hidden_dim=64,
         num_heads=2,
