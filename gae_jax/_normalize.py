@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan.sharded import pieces
-from gae_jax._trajectory import as_flags, as_numbers, check_shape, promoted
+from gae_jax._affine_scan import shard_index_and_count
+from gae_jax._rollout import as_flags, as_numbers, check_shape, promoted
 
 
 @functools.partial(jax.jit, static_argnames="axis_name")
@@ -64,5 +64,5 @@ def normalize(
 
 
 def _of_all_devices(x: Array, axis_name: str) -> Array:
-    pieces(axis_name)  # is there such an axis?
+    shard_index_and_count(axis_name)  # is there such an axis?
     return lax.all_gather(x, axis_name, axis=1)
