@@ -19,6 +19,7 @@ import argparse
 import ast
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -31,7 +32,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before JAX: XLA logs each program that it reads from the cache
@@ -166,7 +167,7 @@ def brax_agent() -> Agent:
         evaluations, chunk = schedule(steps)
         rows: list[tuple[int, float, float]] = []
 
-        def progress(step: int, metrics: dict[str, Any]) -> None:
+        def progress(step: int, metrics: Mapping[str, Any]) -> None:
             seconds = ITERATION / metrics.get("training/sps", math.nan)
             rows.append((int(step), float(metrics["eval/episode_reward"]), float(seconds)))
             report(*rows[-1][:2])
@@ -209,7 +210,7 @@ def brax_agent() -> Agent:
 
 def rejax_agent() -> Agent:
     """The PPO of rejax on CartPole: its iteration and its evaluation, each compiled once and called in a loop."""
-    import rejax
+    rejax: Any = importlib.import_module("rejax")  # an `import` would fail every type checker that lacks it
 
     def train(seed: int, steps: int, report: Report) -> Training:
         agent = rejax.PPO.create(
@@ -280,11 +281,9 @@ def tunix_agent() -> Agent:
     """
     import optax
     from flax import nnx
-    from tunix.models.qwen3 import model as qwen3
-    from tunix.rl import algo_core, rl_cluster
-    from tunix.rl import utils as rl_utils
-    from tunix.rl.ppo.ppo_learner import PPOConfig, PPOLearner
-    from tunix.rl.rollout.base_rollout import RolloutConfig
+
+    modules = "models.qwen3.model", "rl.algo_core", "rl.rl_cluster", "rl.utils", "rl.ppo.ppo_learner"
+    qwen3, algo_core, rl_cluster, rl_utils, ppo = (importlib.import_module(f"tunix.{name}") for name in modules)
 
     tokens, updates = 8, 2
     completions = ITERATION // tokens
@@ -314,7 +313,7 @@ def tunix_agent() -> Agent:
             max_steps=updates * iterations,
             eval_every_n_steps=updates * iterations + 1,  # never
         )
-        rollout = RolloutConfig(
+        rollout = rl_cluster.base_rollout.RolloutConfig(
             max_tokens_to_generate=tokens,
             max_prompt_length=4,
             kv_cache_size=tokens + 8,
@@ -342,11 +341,11 @@ def tunix_agent() -> Agent:
             return counts
 
         # Without a penalty on the divergence from the reference, tunix keeps rewards as integers: the scores are whole.
-        options = PPOConfig(
+        options = ppo.PPOConfig(
             advantage_estimator="gae_jax", num_iterations=updates, beta=0.0, entropy_coef=0.01, gamma=1.0
         )
         parts = cluster(seed, evaluations * chunk)
-        learner = PPOLearner(parts, options, reward_fns=score)
+        learner = ppo.PPOLearner(parts, options, reward_fns=score)
         prompts = np.random.default_rng(seed).choice(list(letters.alphabet), (evaluations * chunk, completions))
         learner.train([{"prompts": batch} for batch in prompts])
         parts.close()
@@ -435,8 +434,8 @@ def rows(agent: Agent, trainings: Trainings, calls: list[Any]) -> Iterator[list[
             *(f"{difference:.1e} of {size:.3g}" for difference, size in found),
             spread(theirs),
             spread(ours),
-            f"{1e3 * typical_seconds(theirs):.1f} ms",
-            f"{typical_seconds(ours) / typical_seconds(theirs):.2f}",
+            f"{1e3 * typical_seconds(theirs):.0f} ms" if theirs[0].seconds else "-",
+            f"{typical_seconds(ours) / typical_seconds(theirs):.2f}" if theirs[0].seconds else "-",
             str(lines_changed(swap)),
         ]
 
@@ -448,9 +447,8 @@ def spread(trainings: list[Training]) -> str:
 
 
 def typical_seconds(trainings: list[Training]) -> float:
-    """The median over the iterations of all seeds; NaN where all iterations compiled."""
-    seconds = np.concatenate([training.seconds for training in trainings])
-    return float(np.median(seconds)) if len(seconds) else math.nan
+    """The median over the iterations of all seeds."""
+    return float(np.median(np.concatenate([training.seconds for training in trainings])))
 
 
 def draw(path: pathlib.Path, results: list[tuple[Agent, Trainings]]) -> None:
@@ -469,6 +467,7 @@ def draw(path: pathlib.Path, results: list[tuple[Agent, Trainings]]) -> None:
             axes.plot(runs[0].steps, mean, color=colour, linewidth=width, linestyle=dashes, label=label)
         axes.set_title(f"{agent.name}, {agent.task}")
         axes.set_xlabel("tokens" if agent.name == "tunix" else "environment steps")
+        axes.locator_params(axis="x", nbins=4)
         axes.legend(title="estimator", fontsize=8, title_fontsize=8)
     figure.axes[0].set_ylabel("return")
     figure.savefig(path, dpi=150)
@@ -510,7 +509,7 @@ def make_agents(names: Sequence[str]) -> list[Agent]:
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
     """Lets JAX keep what it compiles until the end: a seed is data, so all seeds of a training share their programs."""
-    if jax.config.jax_compilation_cache_dir:  # the user has a place for it
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # the user has a place for it
         yield
         return
     with tempfile.TemporaryDirectory() as directory:

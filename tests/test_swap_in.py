@@ -9,6 +9,7 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def rollout_and_oracle(truncation=None, dead=0.0):
 # Brax
 
 
-def brax_arguments(rollout):
+def brax_arguments(rollout) -> dict[str, Any]:
     return {
         "truncation": jnp.float32(rollout.truncated),
         "termination": jnp.float32(rollout.terminated),
@@ -130,7 +131,7 @@ def tunix_rollout():
     return rollout, oracle(**rollout.arguments())
 
 
-def tunix_arguments(rollout):
+def tunix_arguments(rollout) -> dict[str, Any]:
     arrays = {"rewards": rollout.rewards, "values": rollout.values[:-1], "completion_mask": rollout.live}
     return {name: jnp.asarray(x.T) for name, x in arrays.items()} | {"gamma": GAMMA, "gae_lambda": LAMBDA}
 
