@@ -318,10 +318,10 @@ def test_table_states_what_differs(monkeypatch, targets_first):
 def test_calls_are_recorded_and_the_estimator_is_put_back():
     agent = toy_agent()
     with agent.installed(half_off):
-        pass
+        assert agent.train(0, 64, lambda steps, latest: None).returns[-1] == 1.5
+    assert agent.train(0, 64, lambda steps, latest: None).returns[-1] == 1.0
     for _, arguments in swap_in.recorded_calls(agent, 64, lambda steps, latest: None):
         np.testing.assert_array_equal(arguments["values"], -np.ones((2, 3)))
-    assert agent.train(0, 64, lambda steps, latest: None).returns[-1] == 1.0
 
 
 def test_lines_changed_counts_all_but_the_docstring():
