@@ -3,7 +3,9 @@
 PureJaxRL is not a package: a loop of its form, written here, is trained with its form of the estimator and with ours.
 """
 
+import ast
 import inspect
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -343,6 +345,17 @@ def test_picture_is_drawn(tmp_path):
     runs = [swap_in.Training([0, 64], [0.0, 1.0], [])]
     swap_in.draw(tmp_path / "a.png", [(toy_agent(), {"theirs": runs, "half off": runs})])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("swap", [swap_in.brax_gae, swap_in.rejax_gae, swap_in.tunix_gae, swap_in.purejaxrl_gae])
+def test_page_shows_the_lines_that_run(swap):
+    (function,) = ast.parse(inspect.getsource(swap)).body
+    assert isinstance(function, ast.FunctionDef)
+    blocks = re.findall(r"```python\n(.*?)```", (EXAMPLES / "agents.md").read_text(), re.DOTALL)
+    shown = {ast.dump(node) for block in blocks for node in ast.walk(ast.parse(block))}
+    for statement in function.body[1:]:
+        last = isinstance(statement, ast.Return) and statement.value  # in PureJaxRL's file, nothing is returned
+        assert ast.dump(last or statement) in shown
 
 
 # The options
