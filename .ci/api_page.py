@@ -1,0 +1,69 @@
+"""Makes the API page from the docstrings, with rendered equations: `python .ci/api_page.py DIRECTORY`.
+
+It needs the extra `docs`. pdoc alone shows no name that a package imports from its private modules, and shows an equation
+as code. Here the page has the public names of `gae_jax`, and the equations are passed to MathJax.
+"""
+
+import html
+import pathlib
+import re
+import sys
+import types
+
+import jinja2
+import pdoc
+
+import gae_jax
+import gae_jax.testing
+
+EQUATIONS = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}(?!>>>).*(?:\n|\Z))+(?=\n|\Z)")  # an indented paragraph
+WORD = re.compile(r"[A-Za-z]{2,}(?:_[a-z]{2,})*")  # min, clip_rho; not V(s_t)
+
+
+def with_equations(docstring: str) -> str:
+    """Replaces each indented paragraph by one displayed equation a line."""
+    return EQUATIONS.sub(lambda lines: displayed(lines[0]), docstring)
+
+
+def displayed(lines: str) -> str:
+    """Returns equations in MathJax's syntax. It reads Greek letters, subscripts and braces as the docstrings have them."""
+    if re.search(r"[_^]\(", lines):
+        raise ValueError(f"a subscript or superscript of several characters stands in braces: {lines}")
+    rows = [aligned(WORD.sub(upright, line.strip())) for line in lines.splitlines()]
+    return "<div>" + html.escape(r"\[\begin{aligned}" + r" \\ ".join(rows) + r"\end{aligned}\]") + "</div>\n"
+
+
+def aligned(equation: str) -> str:
+    """Marks the first equals sign, where rows are aligned."""
+    return equation.replace("=", "&=", 1)
+
+
+def upright(word: re.Match[str]) -> str:
+    """Returns a word that is set upright, as one name."""
+    return r"\mathrm{" + word[0].replace("_", r"\_") + "}"
+
+
+def public_names() -> list[str]:
+    """What the package exports, and its public modules."""
+    private = {name for name, value in vars(gae_jax).items() if isinstance(value, types.ModuleType)} - {"testing"}
+    return [name for name in vars(gae_jax) if not name.startswith("_") and name not in private]
+
+
+def main() -> None:
+    """Writes the pages."""
+    gae_jax.__all__ = public_names()
+    to_markdown = pdoc.render.env.filters["to_markdown"]
+
+    @jinja2.pass_context
+    def to_markdown_with_equations(context: jinja2.runtime.Context, docstring: str) -> str:
+        return to_markdown(context, with_equations(docstring))
+
+    pdoc.render.env.filters["to_markdown"] = to_markdown_with_equations
+    pdoc.render.configure(docformat="google", math=True)
+    directory = pathlib.Path(sys.argv[1])
+    pdoc.pdoc("gae_jax", r"!gae_jax\._", output_directory=directory)
+    print(f"wrote {directory / 'gae_jax.html'}")
+
+
+if __name__ == "__main__":
+    main()
