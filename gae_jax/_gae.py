@@ -8,6 +8,7 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
+from gae_jax._affine_scan import check_implementation
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero
 from gae_jax._rollout import Rollout, canonical, check_shape, check_types
 
@@ -98,6 +99,7 @@ def gae(
         rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
     )
     check_types(rollout)
+    check_implementation(implementation, rollout)
     return _gae(rollout, time_axis=time_axis, axis_name=axis_name, implementation=implementation)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from gae_jax._affine_scan import check_implementation
 from gae_jax._gae import GAEOutput
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero, zero_where_masked
 from gae_jax._rollout import Rollout, canonical, check_types
@@ -97,6 +98,7 @@ def vtrace(
         lambda_=lambda_,
     )
     check_types(rollout, "log_rhos")
+    check_implementation(implementation, rollout)
     clips = Clips(clip_rho, clip_c, clip_pg_rho)
     for name, x in clips._asdict().items():
         _check_clip(name, x)

@@ -62,9 +62,7 @@ def affine_scan(
       ValueError: there is no such implementation or axis.
       NotImplementedError: the implementation cannot run on these arrays.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        names = ", ".join(map(repr, IMPLEMENTATIONS))
-        raise ValueError(f"`implementation` must be None or one of {names}; got {implementation!r}")
+    check_implementation(implementation, (init, xs, shared))
     if axis_name is not None:
         scan = functools.partial(affine_scan, implementation=implementation)
         return sharded(scan, step, init, xs, shared, reverse=reverse, axis_name=axis_name)
@@ -74,6 +72,18 @@ def affine_scan(
     if implementation == "scan":
         return scan_rows(step, init, xs, shared, reverse=reverse)
     return _differentiable(step, init, xs, shared, reverse, implementation)
+
+
+def check_implementation(implementation: str | None, operands: Any) -> None:
+    """Raises for a name that does not exist, and for the kernel called on concrete arrays where there is no TPU."""
+    if implementation not in (None, *IMPLEMENTATIONS):
+        names = ", ".join(map(repr, IMPLEMENTATIONS))
+        raise ValueError(f"`implementation` must be None or one of {names}; got {implementation!r}")
+    is_traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(operands))
+    if implementation == "pallas" and not is_traced and jax.default_backend() != "tpu":
+        raise NotImplementedError(
+            f"implementation='pallas' is for TPUs; this program is compiled for {jax.default_backend()}"
+        )
 
 
 def scan_rows(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:

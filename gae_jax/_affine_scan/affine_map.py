@@ -15,11 +15,13 @@ class AffineMap(NamedTuple):
     b: Array
 
 
+@jax.jit  # traced once, and called for every row of a block
 def apply(f: AffineMap, h: Array) -> Array:
     """Returns f(h)."""
     return mul_zero_absorbs(f.a, h) + f.b
 
 
+@jax.jit
 def compose(first: AffineMap, then: AffineMap) -> AffineMap:
     """Returns h -> then(first(h))."""
     return AffineMap(mul_zero_absorbs(then.a, first.a), apply(then, first.b))
