@@ -1,4 +1,4 @@
-"""`check_gae` names the mistake that was made, and none where there is none."""
+"""`check_gae` names each planted mistake, and finds none in a right function."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,17 @@ from support.oracle import oracle
 import gae_jax
 from gae_jax.testing import MISTAKES, advantages, cases, check_gae
 
-NAN = "NaN from where nothing is to be read"
+NAN, UNKNOWN = "NaN leaks from unused data", "wrong, by no known mistake"
+TRUNCATION_WINS = "truncation wins where both flags are set"
 PLANTED = {  # by the mutants' names
     "time_runs_forward": "time runs the wrong way",
     "collected_in_reverse": "the result is in reverse",
-    "flag_of_the_step_before": "the flag is that of the step before",
-    "flag_of_the_step_after": "the flag is that of the step after",
+    "flag_of_the_step_before": "the flag of the step before",
+    "flag_of_the_step_after": "the flag of the step after",
     "termination_ignored": "termination is ignored",
     "truncation_as_termination": "truncation as termination",
     "truncation_not_cut": "truncation does not cut",
+    "truncation_wins": TRUNCATION_WINS,
     "truncation_bootstraps_from_its_own_state": "V(s_t) for V(final observation)",
     "lambda_missing_on_the_first_hop": "λ is missing on the first hop",
     "lambda_missing": "λ is missing",
@@ -40,7 +42,7 @@ def mistakes(report):
     return {verdict.mistake for verdict in report.verdicts} - {None}
 
 
-def test_its_answers_are_those_of_the_oracle():
+def test_reference_matches_the_oracle():
     for case in cases().values():
         want, _ = oracle(**case)
         live = case.get("mask", True) & np.isfinite(want)
@@ -55,7 +57,7 @@ def test_gae_is_right():
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_it_names_what_was_planted(name, tmp_path):
+def test_names_the_planted_mistake(name, tmp_path):
     [mutant] = [mutant for mutant in MUTANTS if mutant.name == name]
     lib = load(mutant, tmp_path)
     report = check_gae(lambda **case: lib.gae(**case).advantages)
@@ -65,7 +67,7 @@ def test_it_names_what_was_planted(name, tmp_path):
 
 
 def plain(rewards, values, terminated, bootstrap_value, gamma, lambda_, own_values=False):
-    """A textbook's two lines, wrong where NaN is multiplied by 0."""
+    """The textbook form; it multiplies NaN by 0."""
     next_values = values if own_values else jnp.concatenate([values[1:], bootstrap_value[None]])
     deltas = rewards + gamma * jnp.where(terminated, 0, next_values) - values
     discounts = gamma * lambda_ * (1 - jnp.float32(terminated))
@@ -74,14 +76,14 @@ def plain(rewards, values, terminated, bootstrap_value, gamma, lambda_, own_valu
     )[1]
 
 
-def test_the_value_of_its_own_state():
+def test_names_the_value_of_the_same_state():
     def wrong(rewards, values, terminated, bootstrap_value, gamma, lambda_):
         return plain(rewards, values, terminated, bootstrap_value, gamma, lambda_, own_values=True)
 
     assert "V(s_t) for V(s_{t+1})" in mistakes(check_gae(wrong))
 
 
-def test_what_a_function_does_not_take_is_not_asked():
+def test_leaves_out_cases_with_arguments_that_the_function_does_not_take():
     report = check_gae(plain)
     assert [verdict.case for verdict in report.verdicts] == list(cases())[:4]
     assert mistakes(report) <= {NAN}
@@ -90,14 +92,15 @@ def test_what_a_function_does_not_take_is_not_asked():
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        (lambda **x: right(**x | {"values": x["values"][::-1]}), "wrong, in a way that is not known here"),
+        (lambda **x: right(**x | {"values": x["values"][::-1]}), UNKNOWN),
         (lambda **x: right(**x) + x["values"], "the target, not the advantage"),
         (lambda **x: gae_jax.normalize(right(**x)), "normalized"),
-        (lambda **x: right(**x | {"bootstrap_value": x["values"][-1]}), "wrong, in a way that is not known here"),
+        (lambda **x: right(**x | {"bootstrap_value": x["values"][-1]}), UNKNOWN),
         (lambda **x: right(**x | {"mask": None}), "the mask is ignored"),
+        (lambda **x: right(**x) + np.float32(~x.get("mask", np.array(True))), "masked rows are not 0"),
     ],
 )
-def test_other_mistakes(wrong, named):
+def test_names_other_mistakes(wrong, named):
     report = check_gae(wrong)
     assert named in mistakes(report)
 
@@ -125,7 +128,7 @@ def of_brax(which):
 
 
 def test_verdicts_on_rlax_and_brax():
-    """The NaN apart, which all of them multiply by 0."""
+    """All of them multiply NaN by 0. Brax's trainer never sets both flags in one row."""
     with peers.as_peers_want():
         reports = {
             "rlax": check_gae(of_rlax),
@@ -137,20 +140,87 @@ def test_verdicts_on_rlax_and_brax():
     named = {name: mistakes(report) for name, report in reports.items()}
     assert named == {
         "rlax": {NAN},
-        "Brax, vs - values": {NAN},
-        "Brax, advantages": {NAN, "λ is missing on the first hop"},
+        "Brax, vs - values": {NAN, TRUNCATION_WINS},
+        "Brax, advantages": {NAN, UNKNOWN, "λ is missing on the first hop"},
     }
 
 
 def test_every_mistake_is_one():
-    """On some case its answer is another than the right one."""
+    """Its answer differs from the reference in some case."""
     for make in MISTAKES.values():
         finite = [case for name, case in cases().items() if "NaN" not in name]
         assert any(np.abs(make(case) - advantages(**case)).max() > 0.1 for case in finite)
 
 
+def in_place(rewards, values, terminated, bootstrap_value, gamma, lambda_):
+    """Right, and writes into each of its arguments."""
+    for t in reversed(range(len(rewards))):
+        rewards[t] += gamma * np.where(terminated[t], 0, bootstrap_value) - values[t]  # now the advantage
+        bootstrap_value[:] = values[t] + lambda_ * rewards[t]
+        values[t], terminated[t] = 0, False
+    return rewards
+
+
+def test_the_function_may_write_into_its_arguments():
+    assert check_gae(in_place).right
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
+def test_tolerance_depends_on_the_dtype_of_the_result(dtype):
+    def narrow(fn):
+        return lambda **case: jnp.asarray(fn(**case), dtype)
+
+    def all_narrow(**case):
+        return right(**{k: jnp.asarray(x, dtype) if x.dtype == np.float32 else x for k, x in case.items()})
+
+    assert check_gae(narrow(right)).right
+    assert check_gae(lambda **case: all_narrow(**{k: np.asarray(x) for k, x in case.items()})).right
+    assert not check_gae(narrow(right), tolerance=1e-4).right
+    assert not check_gae(lambda **case: right(**case) + 0.01).right
+    for mistake, make in MISTAKES.items():
+        report = check_gae(narrow(lambda make=make, **case: make(case)))
+        assert mistake in mistakes(report), f"{mistake}\n{report}"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_names_every_mistake(mistake):
+    report = check_gae(lambda **case: MISTAKES[mistake](case))
+    assert mistakes(report) - {NAN, "masked rows are not 0"} == {mistake}
+
+
+def token_level(token_rewards, values, response_mask, gamma, lam, skip):
+    """NumPy, batch-major, V(s_T) = 0. Skips masked tokens, or takes them for steps with reward and value 0."""
+    advantages, later, next_value = np.zeros_like(values), 0.0, 0.0
+    rewards = token_rewards * response_mask
+    for t in reversed(range(values.shape[1])):
+        live = response_mask[:, t] | (not skip)
+        value = values[:, t] * response_mask[:, t]
+        a = rewards[:, t] + gamma * next_value - value + gamma * lam * later
+        later, next_value = np.where(live, a, later), np.where(live, value, next_value)
+        advantages[:, t] = a
+    return advantages
+
+
+@pytest.mark.parametrize(("skip", "mistake"), [(True, None), (False, "masked rows are steps with reward and value 0")])
+def test_token_level_estimators(skip, mistake):
+    def adapter(rewards, values, mask, gamma, lambda_):
+        return token_level(rewards.T, values.T, mask.T, gamma, lambda_, skip).T * mask
+
+    [verdict] = check_gae(adapter).verdicts
+    assert verdict.case == "responses, V(s_T) = 0"
+    assert verdict.mistake == mistake
+
+    def without_zeros(rewards, values, mask, gamma, lambda_):
+        return token_level(rewards.T, values.T, mask.T, gamma, lambda_, skip).T
+
+    [verdict] = check_gae(without_zeros).verdicts
+    assert verdict.mistake == (mistake or "masked rows are not 0")
+
+
 def test_bad_functions():
     with pytest.raises(TypeError, match=r"must take rewards, .*; it lacks gamma, lambda_"):
         check_gae(lambda rewards, values, terminated, bootstrap_value: rewards)
+    with pytest.raises(TypeError, match=r"no case has the arguments that the function requires; .*discount"):
+        check_gae(lambda rewards, values, gamma, lambda_, discount: rewards)
     with pytest.raises(ValueError, match=r"must return advantages of shape \(8, 3\); got \(3,\)"):
         check_gae(lambda **case: case["bootstrap_value"])
