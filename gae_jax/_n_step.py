@@ -1,26 +1,22 @@
-"""The k-step advantages that `gae` is a weighted average of.
+"""The n-step advantages that `gae` is a weighted average of.
 
     A_t^(n) = r_t + γ r_{t+1} + ... + γ^(n-1) r_{t+n-1} + γ^n V(s_{t+n}) - V(s_t)
 
-The sum ends where the episode does, and at the end of the rollout, as that of `gae` with λ = 1 does. So it is n steps
-of that recursion, h_t = r_t + γ h_{t+1} with its rules for the boundaries, from h_{t+n} = V(s_{t+n}).
-
-Such a step is affine in h, and n of them are a map h -> a h + b. To know the maps of all windows of n rows in time that
-does not grow with n, cut the rows into blocks of n: a window is the end of a block and the beginning of the next, and a
-scan through the blocks, all at once, gives the maps of all ends, and another those of all beginnings.
+The sum ends where the episode ends, and at the end of the rollout. So A^(n) is n steps of the recursion of `gae` with
+λ = 1, on all rows at once: each step extends the window of every row by one row.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan import affine_scan
-from gae_jax._affine_scan.blocked import times
-from gae_jax._gae import step
-from gae_jax._trajectory import as_given, canonical_trajectory, check_arguments
+from gae_jax._recursion import Row, broadcast_like, rows_of, skipping_step, zero_where_masked
+from gae_jax._rollout import Rollout, axis_from_front, canonical, check_types
 
 
 def n_step_advantages(
@@ -48,7 +44,8 @@ def n_step_advantages(
       values: `[T+1, *B]`, or `[T, *B]` together with `bootstrap_value`.
       terminated: `[T, *B]`, flags.
       truncated: `[T, *B]`, flags; without `final_values` such a row is dropped: its advantage is 0.
-      n: the number of steps, at least 1; may exceed T. What it costs does not depend on it.
+      n: the number of steps, at least 1; may exceed T. The cost
+        is that of min(n, T) passes over the rollout.
       gamma: γ, a scalar or an array that broadcasts to `[T, *B]`.
       bootstrap_value: `[*B]`, V(s_T).
       final_values: `[T, *B]`, the value of the final observation; read only where truncated.
@@ -78,69 +75,33 @@ def n_step_advantages(
         raise TypeError(f"`n` must be an integer; got {n!r}")
     if n < 1:
         raise ValueError(f"`n` must be at least 1; got {n}")
-    arguments = {
-        "rewards": rewards,
-        "values": values,
-        "terminated": terminated,
-        "truncated": truncated,
-        "bootstrap_value": bootstrap_value,
-        "final_values": final_values,
-        "mask": mask,
-        "gamma": gamma,
-        "lambda_": 1.0,
-    }
-    check_arguments(arguments)
-    return _n_step_advantages(arguments, n=int(n), time_axis=time_axis)
+    rollout = Rollout(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma)
+    check_types(rollout)
+    steps = np.shape(rewards)[axis_from_front(time_axis, np.shape(rewards))]
+    return _n_step_advantages(rollout, n=min(operator.index(n), steps), time_axis=time_axis)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "time_axis"))
-def _n_step_advantages(arguments: dict[str, ArrayLike | None], *, n: int, time_axis: int) -> Array:
-    trajectory = canonical_trajectory(arguments, time_axis, None)
-    transitions, mask = trajectory.transitions, trajectory.transitions.mask
-    value = transitions.value
-    gamma = jnp.broadcast_to(trajectory.gamma, value.shape)
-
-    def h_before(h: Array) -> Array:
-        return step(h, transitions, gamma, jnp.ones_like(value))[0]
-
-    b, a = jax.jvp(h_before, (jnp.zeros_like(value),), (jnp.ones_like(value),))
-    after_n_steps = functools.partial(_after_n_steps_of_one_worker, min(n, len(value)))
-    for _ in value.shape[1:]:
-        after_n_steps = jax.vmap(after_n_steps, in_axes=(1, 1, 1, 0, None if mask is None else 1), out_axes=1)
-    advantages = after_n_steps(a, b, value, trajectory.bootstrap_value, mask) - value
-    return as_given(advantages if mask is None else jnp.where(mask, advantages, 0), trajectory)
+def _n_step_advantages(rollout: Rollout, *, n: int, time_axis: int) -> Array:
+    rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
+    gamma = broadcast_like(rollout.gamma, rollout.rewards)
+    rows = rows_of(rollout)._replace(gamma=gamma, lambda_before=jnp.ones_like(gamma))
+    over_workers = functools.partial(_advantages_of_one_worker, n)
+    for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
+        over_workers = jax.vmap(over_workers, in_axes=(1, 0), out_axes=1)
+    return to_caller_layout(over_workers(rows, rollout.bootstrap_value))
 
 
-def _after_n_steps_of_one_worker(n: int, a: Array, b: Array, value: Array, last: Array, mask: Array | None) -> Array:
-    """From rows h -> a h + b to what n of them, from each on, make of V(s_{t+n}); all `[T]`, and V(s_T) is `[]`."""
-    if mask is None:
-        return _after_n_rows(n, a, b, value, last)
-    # The live rows, without those between them; behind the last, rows that hand on V(s_T).
-    place = jnp.where(mask, jnp.cumsum(mask) - 1, len(mask))
+def _advantages_of_one_worker(n: int, rows: Row, bootstrap_value: Array) -> Array:
+    """From rows `[T]` to advantages `[T]`: n times, every row looks one row further."""
+    mask = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
+    steps = jnp.arange(mask.shape[0])
+    # The first unmasked row after each row, or T if there is none.
+    next_unmasked = jnp.append(lax.cummin(jnp.where(mask, steps, steps.size), reverse=True)[1:], steps.size)
 
-    def live_first(x: Array, behind: Array) -> Array:
-        return jnp.full_like(x, behind).at[place].set(x, mode="drop")
+    def look_further(_: Array, targets: Array) -> Array:
+        following = jnp.append(targets, bootstrap_value)[next_unmasked]
+        return jax.vmap(skipping_step, in_axes=(0, 0, None))(following, rows, {})[0]
 
-    a, b = live_first(a, jnp.ones_like(last)), live_first(b, jnp.zeros_like(last))
-    return _after_n_rows(n, a, b, live_first(value, last), last)[jnp.minimum(place, len(mask) - 1)]
-
-
-def _after_n_rows(n: int, a: Array, b: Array, value: Array, last: Array) -> Array:
-    """The same, where every row is live."""
-    length = len(value)
-    count = -(-length // n)
-
-    def blocks(x: Array, behind: Array) -> Array:
-        """`[n, count + 1]`: the i-th rows of all blocks; behind the end, and in one block more, as given."""
-        return jnp.concatenate([x, jnp.full_like(x, behind, shape=(count + 1) * n - length)]).reshape(count + 1, n).T
-
-    a, b, value = blocks(a, jnp.ones_like(last)), blocks(b, jnp.zeros_like(last)), blocks(value, last)
-    zeros, ones = jnp.zeros_like(a[0]), jnp.ones_like(a[0])
-    # The maps from a row, with it, to the end of its block; and from the beginning of its block to it, without it.
-    _, end_a = affine_scan(lambda h, a: (a * h, a * h), ones, a, reverse=True)
-    _, end_b = affine_scan(lambda h, row: (row[0] * h + row[1],) * 2, zeros, (a, b), reverse=True)
-    _, begun_a = affine_scan(lambda h, a: (a * h, h), ones, a)
-    _, begun_b = affine_scan(lambda h, x: (h + x, h), zeros, times(begun_a, b))
-    begun = times(begun_a, value) + begun_b
-    target = times(end_a[:, :-1], begun[:, 1:]) + end_b[:, :-1]
-    return target.T.ravel()[:length]
+    value = zero_where_masked(mask, rows.value)
+    return zero_where_masked(mask, lax.fori_loop(0, n, look_further, value) - value)

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from gae_jax._trajectory import _holds_no_numbers, _is_no_array, as_flags, as_numbers, check_shape, promoted
+from gae_jax._rollout import _holds_no_numbers, _is_no_array, as_flags, as_numbers, check_shape, promoted
 
 AxisNames = str | tuple[str, ...]
 

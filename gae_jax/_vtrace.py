@@ -11,7 +11,7 @@ an episode is what it is there.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan import affine_scan
-from gae_jax._gae import GAEOutput, lambda_before, recursion, value_or_0
-from gae_jax._trajectory import as_given, canonical_trajectory, check_arguments
+from gae_jax._gae import GAEOutput
+from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero, zero_where_masked
+from gae_jax._rollout import Rollout, canonical, check_types
 
 
 def vtrace(
@@ -91,63 +91,51 @@ def vtrace(
     >>> print(targets)
     [1.4375 0.875 ]
     """
-    arguments = {
-        "rewards": rewards,
-        "values": values,
-        "terminated": terminated,
-        "truncated": truncated,
-        "log_rhos": log_rhos,
-        "bootstrap_value": bootstrap_value,
-        "final_values": final_values,
-        "mask": mask,
-        "gamma": gamma,
-        "lambda_": lambda_,
-    }
-    check_arguments(arguments)
-    clips = {"clip_rho": clip_rho, "clip_c": clip_c, "clip_pg_rho": clip_pg_rho}
-    for name, x in clips.items():
+    rollout = Rollout(
+        *(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, log_rhos),
+        gamma=gamma,
+        lambda_=lambda_,
+    )
+    check_types(rollout, "log_rhos")
+    clips = Clips(clip_rho, clip_c, clip_pg_rho)
+    for name, x in clips._asdict().items():
         _check_clip(name, x)
-    alike = not isinstance(clip_rho, Array) and not isinstance(clip_c, Array) and clip_rho == clip_c
-    return _vtrace(arguments, clips, alike=alike, time_axis=time_axis, implementation=implementation)
+    clips_equal = not isinstance(clip_rho, Array) and not isinstance(clip_c, Array) and clip_rho == clip_c
+    return _vtrace(rollout, clips, clips_equal=clips_equal, time_axis=time_axis, implementation=implementation)
 
 
-@functools.partial(jax.jit, static_argnames=("alike", "time_axis", "implementation"))
+class Clips(NamedTuple):
+    """Upper bounds on the importance ratios."""
+
+    clip_rho: ArrayLike
+    clip_c: ArrayLike
+    clip_pg_rho: ArrayLike
+
+
+@functools.partial(jax.jit, static_argnames=("clips_equal", "time_axis", "implementation"))
 def _vtrace(
-    arguments: dict[str, ArrayLike | None],
-    clips: dict[str, ArrayLike],
-    *,
-    alike: bool,
-    time_axis: int,
-    implementation: str | None,
+    rollout: Rollout, clips: Clips, *, clips_equal: bool, time_axis: int, implementation: str | None
 ) -> GAEOutput:
-    """With `alike`, clip_rho and clip_c are known to be one number: what only their difference needs is left out."""
-    trajectory = canonical_trajectory(arguments, time_axis, None)
-    scan = functools.partial(affine_scan, implementation=implementation)
-    transitions, value = trajectory.transitions, value_or_0(trajectory)
-    log_rho: Any = transitions.log_rho
-    if transitions.mask is not None:
-        log_rho = jnp.where(transitions.mask, log_rho, 0)
-    log_rho = jnp.maximum(log_rho, jnp.finfo(log_rho.dtype).min)  # a number also for what π never does
+    """With `clips_equal`, clip_rho and clip_c are known to be one number, and c_t / ρ_t is λ_t."""
+    rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
+    unmasked = functools.partial(zero_where_masked, rollout.mask)
+    scan = functools.partial(advantages_of, implementation=implementation)
+    before = functools.partial(lambda_before_each_row, implementation=implementation)
+    value, lambda_before = value_or_zero(rollout), before(rollout)
+    log_rho = jnp.maximum(unmasked(rollout.log_rhos), jnp.finfo(rollout.log_rhos.dtype).min)  # finite where π is 0
     # Clipped before the exponential, which may overflow.
-    log_clipped = {k: jnp.minimum(log_rho, jnp.log(jnp.asarray(x, log_rho.dtype))) for k, x in clips.items()}
-    rho, pg_rho = jnp.exp(log_clipped["clip_rho"]), jnp.exp(log_clipped["clip_pg_rho"])
-    own_lambda = lambda_before(trajectory, scan)
-    mixing = own_lambda
-    if not alike:
-        c_over_rho = jnp.exp(log_clipped["clip_c"] - log_clipped["clip_rho"])
-        mixing = lambda_before(trajectory._replace(lambda_=trajectory.lambda_ * c_over_rho), scan)
-    advantages = recursion(trajectory, mixing * rho, scan)
-    targets = value + rho * advantages
-    if not alike:  # what the policy bootstraps from is mixed by λ alone: once more, from h that are known
-        h = value + own_lambda * (targets - value)
-        from_h = trajectory._replace(transitions=transitions._replace(value=h))
-        advantages = recursion(from_h, jnp.zeros_like(own_lambda[:1]), scan)
-        advantages = advantages + _live(transitions.mask, h - value)
-    return GAEOutput(as_given(pg_rho * advantages, trajectory), as_given(targets, trajectory))
-
-
-def _live(mask: Array | None, x: Array) -> Array:
-    return x if mask is None else jnp.where(mask, x, 0)
+    log_rho_clipped, log_c, log_pg_rho = (jnp.minimum(log_rho, jnp.log(jnp.asarray(x, log_rho.dtype))) for x in clips)
+    rho, pg_rho = jnp.exp(log_rho_clipped), jnp.exp(log_pg_rho)
+    if clips_equal:
+        advantages = scan(rollout, lambda_before * rho)
+        targets = value + rho * advantages
+    else:
+        c_over_rho = rollout.lambda_ * jnp.exp(log_c - log_rho_clipped)
+        targets = value + rho * scan(rollout, before(rollout._replace(lambda_=c_over_rho)) * rho)
+        # The advantage bootstraps from V + λ (vs - V): one more pass, over rows whose h is known.
+        h = value + lambda_before * (targets - value)
+        advantages = scan(rollout._replace(values=h), jnp.zeros_like(lambda_before[:1])) + unmasked(h - value)
+    return GAEOutput(to_caller_layout(pg_rho * advantages), to_caller_layout(targets))
 
 
 def _check_clip(name: str, x: Any) -> None:

@@ -1,4 +1,14 @@
-"""affine_scan: `jax.lax.scan` for steps that are affine in their carry, in parallel where that is faster."""
+"""`jax.lax.scan` for a step that is elementwise and affine in its carry, in parallel where that is faster.
+
+    h_t, y_t = step(h_{t-1}, x_t, shared),    h_t = a_t h_{t-1} + b_t
+
+Two affine maps after each other are an affine map again, so time need not be walked row by row (Blelloch, 1990, "Prefix
+Sums and Their Applications", section 1.4). Every implementation calls the same function `step`:
+
+- "scan": `jax.lax.scan` over the rows. The specification, and the choice on CPUs.
+- "blocked": no loop, plain JAX. The choice on GPUs, and on TPUs where the kernel cannot run.
+- "pallas": one kernel with a loop over the rows, the choice on TPUs.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,118 +17,216 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import get_abstract_mesh
-from jax.typing import ArrayLike
 
-from gae_jax._affine_scan.affinity import check_affine
-from gae_jax._affine_scan.primitive import IMPLEMENTATIONS, bind, row_types
+from gae_jax._affine_scan.affine_map import AffineMap, maps_of_rows
+from gae_jax._affine_scan.blocked import blocked
+from gae_jax._affine_scan.pallas_tpu import is_narrow, pallas_tpu, why_not
+from gae_jax._affine_scan.sharded import shard_index_and_count as shard_index_and_count
 from gae_jax._affine_scan.sharded import sharded
+
+Step = Callable[[Array, Any, Any], tuple[Array, Any]]
+IMPLEMENTATIONS = ("scan", "blocked", "pallas")
 
 
 def affine_scan(
-    step: Callable[[Array, Any], tuple[Array, Any]],
-    init: ArrayLike,
+    step: Step,
+    init: Array,
     xs: Any,
+    shared: Any,
     *,
     reverse: bool = False,
     axis_name: str | None = None,
     implementation: str | None = None,
 ) -> tuple[Array, Any]:
-    """Scans a step that is elementwise and affine in its carry over the rows of `xs`.
-
-        carry_t, y_t = step(carry_{t-1}, x_t),    carry_t = a(x_t) carry_{t-1} + b(x_t)
-
-    The result is that of `jax.lax.scan(step, init, xs, reverse=reverse)`, up to rounding. But such steps compose: two
-    of them are again one, with a = a_2 a_1 and b = a_2 b_1 + b_2. So time need not be gone through row by row. `T` is
-    the number of rows, at least 1; `*B` are any batch axes.
+    """Scans `step` over the rows of `xs`, as `jax.lax.scan` does.
 
     Args:
-      step: from the carry `[*B]` and a row of `xs` to the new carry `[*B]` and a row of the result. Of the carry it may
-        make anything in the result, but the new carry must be affine in it, and each of its elements may depend on the
-        same element only. It may close over arrays, tracers too.
-      init: `[*B]`, floating-point: the carry before the first row; with `reverse`, after the last.
-      xs: a pytree of arrays `[T, ...]`.
+      step: `(carry, row, shared) -> (carry, y)`, elementwise, and affine in the carry. The step closes over nothing
+        that JAX traces. `y` may be any function of the carry, of arrays in the shape of the carry.
+      init: `[*B]`, the carry before the first row; with `reverse`, after the last.
+      xs: a pytree of arrays `[T, *B]`, T at least 1.
+      shared: a pytree of arrays `[*B]`, which every row reads.
       reverse: go from the last row to the first.
-      axis_name: inside `jax.shard_map`, the axis of the mesh that time is split over: device i holds the i-th piece of
-        xs, and gets that piece of ys. `init` is read on the device where the scan begins. Exchanged is one all-gather
-        of two arrays `[*B]` a device, whatever the length.
-      implementation: one of
-        - "scan": `jax.lax.scan` itself, row by row: what None means on CPUs.
-        - "blocked": no loop; blocks of rows are composed, the blocks' maps are scanned, and then all rows are done at
-          once. A few kernels whatever the length, for any platform: what None means on GPUs.
-        - "pallas": one kernel, for TPUs, with the carry kept on the chip; the step must be elementwise throughout, on
-          float32, int32 and bool, and xs and results in the shape of the carry, or scalars a row. What None means on
-          TPUs, where it can; else "blocked". It can be split over devices inside `jax.shard_map`, or by the types of a
-          mesh with Explicit axes, but not by the compiler, as under `jax.jit` over Auto axes.
-        None chooses when the program is compiled, for the platform that it is compiled for. It has been measured on
-        CPUs. For GPUs and TPUs it is compiled, and what is compiled is tested, but not yet measured.
+      axis_name: inside `jax.shard_map`, the mesh axis that time is split over: device i holds the i-th shard of `xs`.
+        `init` is read on the device where the scan begins.
+      implementation: "scan", "blocked" or "pallas"; None chooses by the platform that the program is compiled for.
 
     Returns:
-      (carry, ys): the last carry `[*B]`, of all time on every device, and the rows `[T, ...]` of the step's results.
-
-    Call it inside `jax.jit`: outside, every call compiles. It is differentiable in `init`, `xs` and what the step
-    closes over, forward and in reverse, to any order; a gradient remembers at most one carry a row. Where a is 0, a
-    carry that is not finite is forgotten. Products of a's over parts of the scan must not overflow.
-
-    That the carry is affine is seen from the derivative of the step, which must not depend on the carry. It cannot be
-    seen of a function whose derivative hides it: one that is constant by pieces, such as `jnp.floor` or a comparison
-    turned into a number, or is said to have another derivative, as by `jax.lax.stop_gradient`. Nor can it be seen that
-    a step mixes elements, as `carry[::-1]` does. These give wrong results. A step with effects, `jax.debug.print` say,
-    is not looked at: it runs row by row.
+      The last carry `[*B]`, on every device the same, and the outputs `[T, *B]`.
 
     Raises:
-      ValueError: the step is not affine in the carry, T is 0, or there is no such implementation or axis.
-      TypeError: the carry is not one floating-point array, or the step does not return one like it.
-      NotImplementedError: "pallas" cannot run this step, not on the platform that the program is compiled for, or not
-        on arrays that the compiler splits over devices; or a step with effects is not to run row by row, on one device.
-
-    Source: Blelloch, 1990, "Prefix Sums and Their Applications", section 1.4.
-
-    >>> import jax.numpy as jnp
-    >>> def discounted_sum(carry, row):
-    ...     reward, discount = row
-    ...     carry = reward + discount * carry
-    ...     return carry, carry
-    >>> rewards, discounts = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 0.5, 0.0])
-    >>> _, returns = affine_scan(discounted_sum, 0.0, (rewards, discounts), reverse=True)
-    >>> print(returns)
-    [2.75 3.5  3.  ]
+      ValueError: there is no such implementation or axis.
+      NotImplementedError: the implementation cannot run on these arrays.
     """
     if implementation not in (None, *IMPLEMENTATIONS):
         names = ", ".join(map(repr, IMPLEMENTATIONS))
         raise ValueError(f"`implementation` must be None or one of {names}; got {implementation!r}")
-    xs = jax.tree.map(jnp.asarray, xs)
-    if any(len(x) == 0 for x in jax.tree.leaves(xs) if x.ndim > 0):
-        raise ValueError("`xs` must hold at least one row; got T = 0")
-    if get_abstract_mesh().manual_axes:
-        init = _as_varying(init, jax.make_jaxpr(step)(init, row_types(xs)).out_avals[0])
-    # What lax.scan refuses is refused in its words; and it tells how an `init` without a type of its own comes out.
-    carry, _ = jax.eval_shape(functools.partial(lax.scan, step), init, xs)
-    if not (isinstance(carry, jax.ShapeDtypeStruct) and jnp.issubdtype(carry.dtype, jnp.floating)):
-        raise TypeError(f"`init`, the carry, must be one floating-point array; got {carry}")
-    init = lax.convert_element_type(init, carry.dtype)
-    closed, shapes = jax.make_jaxpr(step, return_shape=True)(init, row_types(xs))
-    if not closed.effects:
-        check_affine(closed)
-    elif implementation in (None, "scan") and axis_name is None:
-        implementation = "scan"
-    else:
-        raise NotImplementedError(
-            f"`step` has effects, {closed.effects}; only implementation='scan' on one device has them in order"
-        )
-    if implementation == "scan" and axis_name is None:
-        return lax.scan(step, init, xs, reverse=reverse)
-
-    def open_step(parameters: list[Any], carry: Array, row: Any) -> tuple[Array, Any]:
-        outputs = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, parameters))(carry, *jax.tree.leaves(row))
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
-
-    scan = bind if axis_name is None else functools.partial(sharded, axis_name=axis_name)
-    return scan(open_step, list(closed.consts), init, xs, reverse=reverse, implementation=implementation)
+    if axis_name is not None:
+        scan = functools.partial(affine_scan, implementation=implementation)
+        return sharded(scan, step, init, xs, shared, reverse=reverse, axis_name=axis_name)
+    if get_abstract_mesh().manual_axes:  # inside shard_map the carry must vary over the axes that the rows vary over
+        first_row = jax.tree.map(lambda x: x[0], xs)
+        init = jnp.where(False, step(init, first_row, shared)[0], init)
+    if implementation == "scan":
+        return scan_rows(step, init, xs, shared, reverse=reverse)
+    return _differentiable(step, init, xs, shared, reverse, implementation)
 
 
-def _as_varying(init: ArrayLike, carry: Any) -> ArrayLike:
-    """Inside `jax.shard_map`: `init`, said to vary over the axes of the mesh that the carry will vary over."""
-    axes = carry.manual_axis_type.varying - jax.typeof(init).manual_axis_type.varying
-    return lax.pcast(init, tuple(axes), to="varying")
+def scan_rows(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
+    """Runs the step row by row: one loop, whose body XLA fuses."""
+    return lax.scan(lambda carry, row: step(carry, row, shared), init, xs, reverse=reverse)
+
+
+def _differentiable(
+    step: Step, init: Array, xs: Any, shared: Any, reverse: bool, implementation: str | None
+) -> tuple[Array, Any]:
+    """Scans, with a derivative that is an affine scan too: JAX never differentiates an implementation."""
+
+    @jax.custom_jvp
+    def scan(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
+        return _batchable(step, init, xs, shared, reverse, implementation)
+
+    def jvp(primals: Any, tangents: Any) -> Any:
+        remember = functools.partial(_with_entering_carry, step)
+        init, xs, shared = primals
+        last, (entering, ys) = _differentiable(remember, init, xs, shared, reverse, implementation)
+        return (last, ys), _tangents(step, entering, primals, tangents, reverse, implementation)
+
+    scan.defjvp(jvp, symbolic_zeros=True)
+    return scan(init, xs, shared)
+
+
+def _with_entering_carry(step: Step, carry: Array, row: Any, shared: Any) -> tuple[Array, Any]:
+    new_carry, y = step(carry, row, shared)
+    return new_carry, (carry, y)
+
+
+def _tangents(
+    step: Step, entering: Array, primals: Any, tangents: Any, reverse: bool, implementation: str | None
+) -> tuple[Array, Any]:
+    """Returns the tangents of the last carry and of the outputs; `entering` holds the carry that enters each row.
+
+    h_t = step(h_{t-1}, x_t, s) = a_t h_{t-1} + b_t, where a_t and b_t depend on x_t and s. So the tangents are an
+    affine scan, too:
+
+        dh_t = a_t dh_{t-1} + c_t,    c_t = da_t h_{t-1} + db_t
+
+    and c_t is the derivative of the step's carry along (dx_t, ds), with the carry h_{t-1} held.
+    """
+    (init, xs, shared), (d_init, d_xs, d_shared) = primals, tangents
+    all_rows = jax.vmap(step, in_axes=(0, 0, None))
+
+    # Rows are saved for a gradient, not what follows from them: a_t is a float where the rows hold flags.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def linear(entering: Array, xs: Any, shared: Any, d_init: Array, d_inputs: Any) -> tuple[Array, Any]:
+        primals = entering, xs, shared
+        a = maps_of_rows(step, init, xs, shared).a
+        c, _ = _jvp(all_rows, primals, (None, *d_inputs))
+        d_last, d_entering = _linear_scan(a, c, d_init, reverse, implementation)
+        _, d_ys = _jvp(all_rows, primals, (d_entering, *d_inputs))
+        return d_last, d_ys
+
+    d_init = jnp.zeros_like(init) if isinstance(d_init, SymbolicZero) else d_init
+    d_inputs = jax.tree.map(lambda dx: None if isinstance(dx, SymbolicZero) else dx, (d_xs, d_shared))
+    return linear(entering, xs, shared, d_init, d_inputs)
+
+
+def _jvp(fn: Callable[..., Any], primals: Any, tangents: Any) -> Any:
+    """Returns the tangent of `fn(*primals)`; inputs whose tangent is None do not move."""
+    leaves, tree = jax.tree.flatten(primals)
+    d_leaves = tree.flatten_up_to(tangents)
+    moving = [i for i, dx in enumerate(d_leaves) if dx is not None]
+
+    def along(*moved: Array) -> Any:
+        inputs = dict(enumerate(leaves)) | dict(zip(moving, moved, strict=True))
+        return fn(*jax.tree.unflatten(tree, inputs.values()))
+
+    return jax.jvp(along, [leaves[i] for i in moving], [d_leaves[i] for i in moving])[1]
+
+
+def _linear_scan(a: Array, c: Array, d_init: Array, reverse: bool, implementation: str | None) -> tuple[Array, Array]:
+    """Scans dh_t = a_t dh_{t-1} + c_t from dh_0 = d_init; returns the last dh, and the dh that enters each row.
+
+    The rows are the equations of a linear system, (I - a S) dh = c, where S shifts by one row. From a linear system,
+    JAX derives every further derivative. The transposed system, (I - S^T a) g = ct, is a scan the other way:
+
+        g_t = ct_t + k_t,    k_{t-1} = a_t g_t
+    """
+
+    def entering(dh: Array, first: Array) -> Array:
+        return jnp.concatenate([dh[1:], first[None]] if reverse else [first[None], dh[:-1]])
+
+    def residual(dh: Array) -> Array:
+        return dh - a * entering(dh, jnp.zeros_like(dh[0]))
+
+    def solve(_: Any, c: Array) -> Array:
+        return _batchable(_apply_row, jnp.zeros_like(c[0]), AffineMap(a, c), (), reverse, implementation)[1]
+
+    def transpose_solve(_: Any, ct: Array) -> Array:
+        rows = AffineMap(a, ct)
+        return _batchable(_apply_row_transposed, jnp.zeros_like(ct[0]), rows, (), not reverse, implementation)[1]
+
+    from_init = a * entering(jnp.zeros_like(c), d_init)  # a_1 d_init in the first row, 0 in all others
+    dh = lax.custom_linear_solve(residual, c + from_init, solve, transpose_solve)
+    return dh[0] if reverse else dh[-1], entering(dh, d_init)
+
+
+def _apply_row(dh: Array, row: AffineMap, _: Any) -> tuple[Array, Array]:
+    dh = row.a * dh + row.b
+    return dh, dh
+
+
+def _apply_row_transposed(k: Array, row: AffineMap, _: Any) -> tuple[Array, Array]:
+    g = row.b + k
+    return row.a * g, g
+
+
+def _batchable(
+    step: Step, init: Array, xs: Any, shared: Any, reverse: bool, implementation: str | None
+) -> tuple[Array, Any]:
+    """Scans, where `jax.vmap` adds an axis to `*B`: every implementation sees the batch as a caller would write it."""
+
+    @custom_vmap
+    def scan(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
+        return _choose(step, init, xs, shared, reverse, implementation)
+
+    @scan.def_vmap
+    def _(axis_size: int, is_batched: Any, init: Array, xs: Any, shared: Any) -> Any:
+        def batch_axis_at(axis: int) -> Callable[[Array, bool], Array]:
+            def move(x: Array, batched: bool) -> Array:
+                return jnp.moveaxis(x if batched else jnp.broadcast_to(x, (axis_size, *x.shape)), 0, axis)
+
+            return move
+
+        init, shared = jax.tree.map(batch_axis_at(0), (init, shared), (is_batched[0], is_batched[2]))
+        xs = jax.tree.map(batch_axis_at(1), xs, is_batched[1])
+        last, ys = _batchable(step, init, xs, shared, reverse, implementation)
+        return (last, jax.tree.map(lambda y: jnp.moveaxis(y, 1, 0), ys)), (True, jax.tree.map(lambda _: True, ys))
+
+    return scan(init, xs, shared)
+
+
+def _choose(
+    step: Step, init: Array, xs: Any, shared: Any, reverse: bool, implementation: str | None
+) -> tuple[Array, Any]:
+    """Runs the implementation that was named, or else the best for the platform.
+
+    The best was measured on CPUs; for other chips, it follows from what their compilers make of each. CPU: the loop,
+    since the other forms go through memory more often. GPU: no loop, since a loop is some five kernels a row. TPU: the
+    kernel where it can run, unless the batch is narrow.
+    """
+    rows, blocks, kernel = (functools.partial(scan, step, reverse=reverse) for scan in (scan_rows, blocked, pallas_tpu))
+    if not isinstance(jax.tree.leaves(xs)[0].shape[0], int):
+        raise NotImplementedError("a symbolic number of steps needs implementation='scan'")
+    obstacle = why_not(init, xs, shared)
+    if implementation == "pallas":
+        if obstacle:
+            raise NotImplementedError(f"implementation='pallas' cannot run here: {obstacle}")
+        return kernel(init, xs, shared)
+    if implementation == "blocked":
+        return blocks(init, xs, shared)
+    on_tpu = blocks if obstacle or is_narrow(init) else kernel
+    return lax.platform_dependent(init, xs, shared, cpu=rows, tpu=on_tpu, default=blocks)

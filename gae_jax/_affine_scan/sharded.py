@@ -1,23 +1,22 @@
-"""Time split over the devices of a mesh axis, each of which holds a piece: one small exchange, whatever the length.
+"""Time split over the devices of a mesh axis: one small exchange, whatever the length.
 
-A piece is affine in the carry that enters it, as each of its rows is. So each device composes its own piece into one
-map, h -> a h + b; the maps are exchanged, an a and a b `[*B]` of every device, and scanned, which gives the carry that
-enters each piece; then each device runs its own. Of the rows nothing is exchanged.
+A shard is affine in the carry that enters it, as each of its rows is. So each device composes its shard into one affine
+map, all-gathers the D maps, an a and a b of shape `[*B]` each, and scans them, which gives the carry that enters its
+shard. Then the device scans its shard.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gae_jax._affine_scan.blocked import times
-from gae_jax._affine_scan.primitive import Step, bind
+from gae_jax._affine_scan.affine_map import AffineMap, apply
 
 
-def pieces(axis_name: str) -> tuple[Array, int]:
-    """Which piece is here, and of how many.
+def shard_index_and_count(axis_name: str) -> tuple[Array, int]:
+    """Returns the index of this device's shard along a mesh axis, and the number of shards.
 
     Raises:
       ValueError: there is no such axis here.
@@ -32,30 +31,34 @@ def pieces(axis_name: str) -> tuple[Array, int]:
 
 
 def sharded(
-    step: Step, parameters: Any, init: Array, xs: Any, *, reverse: bool, axis_name: str, implementation: str | None
+    scan: Callable[..., tuple[Array, Any]],
+    step: Callable[..., Any],
+    init: Array,
+    xs: Any,
+    shared: Any,
+    *,
+    reverse: bool,
+    axis_name: str,
 ) -> tuple[Array, Any]:
-    """Scans as `bind` does, where xs is the piece of time that is here, and piece i on the i-th device of a mesh axis.
+    """Scans with `scan` on each device, where device i holds the i-th shard of `xs`.
 
-    Reads `init` where time begins, or with `reverse` ends. Returns the last carry of all pieces, and this piece's rows.
+    Reads `init` on the device where the scan begins. Returns the last carry of all shards, and the outputs of this one.
     """
-    scan = functools.partial(bind, reverse=reverse, implementation=implementation)
 
-    def compose(carry: Array) -> Array:
-        """From the carry that enters this piece to the one that leaves it."""
-        return scan(lambda *x: (step(*x)[0], ()), parameters, carry, xs)[0]
+    def last_carry(entering: Array) -> Array:
+        return scan(step, entering, xs, shared, reverse=reverse)[0]
 
-    here, count = pieces(axis_name)
-    is_first = here == (count - 1 if reverse else 0)
-    # What enters the first piece is known there, so what leaves it is known too: a map of slope 0.
+    index, count = shard_index_and_count(axis_name)
+    is_first = index == (count - 1 if reverse else 0)
+    # The carry that enters the first shard is known there, so the first map is the constant that leaves it: a = 0.
     start = jnp.where(is_first, init, jnp.zeros_like(init))
     slope = jnp.where(is_first, jnp.zeros_like(init), jnp.ones_like(init))
-    b, a = jax.jvp(compose, (start,), (slope,))
-    maps = lax.all_gather(jnp.stack([a, b]), axis_name, axis=1)
-    last, entering = bind(_follow, (), jnp.zeros_like(init), tuple(maps), reverse=reverse, implementation="blocked")
-    return last, scan(step, parameters, jnp.where(is_first, init, entering[here]), xs)[1]
+    b, a = jax.jvp(last_carry, (start,), (slope,))
+    maps = AffineMap(*lax.all_gather(jnp.stack([a, b]), axis_name, axis=1))
+    last, entering = scan(_follow, jnp.zeros_like(init), maps, (), reverse=reverse, implementation="blocked")
+    return last, scan(step, jnp.where(is_first, init, entering[index]), xs, shared, reverse=reverse)[1]
 
 
-def _follow(_: Any, carry: Array, piece: tuple[Array, Array]) -> tuple[Array, Array]:
-    """From the carry that enters a piece to the one that leaves it, and what entered."""
-    a, b = piece
-    return times(a, carry) + b, carry
+def _follow(carry: Array, shard: AffineMap, _: Any) -> tuple[Array, Array]:
+    """From the carry that enters a shard to the carry that leaves it; and the carry that enters."""
+    return apply(shard, carry), carry

@@ -1,0 +1,40 @@
+"""Affine maps h -> a h + b, as pairs of arrays: what a row of an affine scan does to the carry, and so do many rows."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class AffineMap(NamedTuple):
+    """h -> a h + b, elementwise."""
+
+    a: Array
+    b: Array
+
+
+def apply(f: AffineMap, h: Array) -> Array:
+    """Returns f(h)."""
+    return mul_zero_absorbs(f.a, h) + f.b
+
+
+def compose(first: AffineMap, then: AffineMap) -> AffineMap:
+    """Returns h -> then(first(h))."""
+    return AffineMap(mul_zero_absorbs(then.a, first.a), apply(then, first.b))
+
+
+def mul_zero_absorbs(a: Array, h: Array) -> Array:
+    """Returns a h, where 0 times NaN or infinity is 0: a row that does not read the carry forgets a bad one too."""
+    return a * jnp.where((a == 0) & ~jnp.isfinite(h), 0, h)
+
+
+def maps_of_rows(step: Callable[..., Any], init: Array, xs: Any, shared: Any) -> AffineMap:
+    """Returns the map of each row, `[T, *B]`: the step's carry at 0, and its derivative."""
+
+    def map_of_row(row: Any) -> AffineMap:
+        b, a = jax.jvp(lambda h: step(h, row, shared)[0], (jnp.zeros_like(init),), (jnp.ones_like(init),))
+        return AffineMap(a, b)
+
+    return jax.vmap(map_of_row)(xs)

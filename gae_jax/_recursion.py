@@ -1,0 +1,127 @@
+"""Generalized Advantage Estimation as one reverse recursion over time, for one worker, vmapped over workers.
+
+Schulman et al., 2015, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", arXiv:1506.02438.
+The paper sums the TD errors of an episode (its equation 16), and the sum obeys a recursion:
+
+    δ_t = r_t + γ V(s_{t+1}) - V(s_t)        A_t = Σ_k (γ λ)^k δ_{t+k} = δ_t + γ λ A_{t+1}
+
+Write h_{t+1} = V(s_{t+1}) + λ A_{t+1} for the value that step t bootstraps from. Then, from h_T = V(s_T) backwards,
+
+    A_t = r_t + γ h_{t+1} - V(s_t)           the advantage
+    h_t = V(s_t) + λ A_t                     handed to step t-1
+
+In this form there is one carry, no shifted copy of the values, and each boundary of an episode is a rule about h_{t+1}:
+a terminated step bootstraps from 0, a truncated step from V(final observation), and a masked row hands h on untouched.
+h_t is all that earlier time needs to know of later time, so a rollout may be cut anywhere.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from gae_jax._affine_scan import affine_scan
+from gae_jax._rollout import Rollout
+
+
+class Row(NamedTuple):
+    """A transition s_t -> s_{t+1} of one worker. With an axis of time in front, all transitions of a rollout."""
+
+    reward: Array
+    value: Array  # V(s_t)
+    terminated: Array
+    truncated: Array | None
+    final_value: Array | None  # V(final observation), read where truncated
+    mask: Array | None  # False: not a transition
+    gamma: Any = None  # None in a row whose γ does not vary over time
+    lambda_before: Any = None  # λ_{t-1}, the weight of A_t in h_t; None likewise
+
+
+def step(h: Array, row: Row) -> tuple[Array, Array]:
+    """From h_{t+1} and row t to h_t and A_t."""
+    advantage = row.reward + row.gamma * next_value(h, row) - row.value
+    if row.truncated is not None and row.final_value is None:  # what follows is not known: drop the row
+        advantage = jnp.where(row.truncated & ~row.terminated, 0, advantage)
+    return row.value + row.lambda_before * advantage, advantage
+
+
+def next_value(h: Array, row: Row) -> Array:
+    """The value that row t bootstraps from: h_{t+1}, unless the episode ends."""
+    if row.truncated is not None:
+        h = jnp.where(row.truncated, 0 if row.final_value is None else row.final_value, h)
+    return jnp.where(row.terminated, 0, h)
+
+
+def skipping_step(h: Array, row: Row, shared: dict[str, Array]) -> tuple[Array, Array]:
+    """`step`, but a masked row hands h on untouched, and nothing of the row is read: it may hold NaN."""
+    row = row._replace(**shared)
+    if row.mask is None:
+        return step(h, row)
+    h_t, advantage = step(h, jax.tree.map(functools.partial(zero_where_masked, row.mask), row))
+    return jnp.where(row.mask, h_t, h), jnp.where(row.mask, advantage, 0)
+
+
+def zero_where_masked(mask: Array | None, x: Array) -> Array:
+    """Returns `x`, and 0 or False where the mask is False."""
+    if mask is None:
+        return x
+    return x & mask if x.dtype == jnp.bool_ else jnp.where(mask, x, 0)
+
+
+def advantages_of(rollout: Rollout, lambda_before: Array, **how: Any) -> Array:
+    """Returns A_t of every row, `[T, *B]`. What varies over time is part of a row, and what does not is shared."""
+    parameters = {"gamma": rollout.gamma, "lambda_before": lambda_before}
+    varying = {name: broadcast_like(x, rollout.rewards) for name, x in parameters.items() if x.shape[0] > 1}
+    shared = {name: broadcast_like(x[0], rollout.rewards[0]) for name, x in parameters.items() if x.shape[0] == 1}
+    rows = rows_of(rollout)._replace(**varying)
+    over_workers = functools.partial(advantages_of_one_worker, **how)
+    for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
+        over_workers = jax.vmap(over_workers, in_axes=(1, 0, 0), out_axes=1)
+    return over_workers(rows, shared, rollout.bootstrap_value)
+
+
+def advantages_of_one_worker(rows: Row, shared: dict[str, Array], bootstrap_value: Array, **how: Any) -> Array:
+    """The recursion over one trajectory: rows `[T]` -> advantages `[T]`."""
+    _, advantages = affine_scan(skipping_step, bootstrap_value, rows, shared, reverse=True, **how)
+    return advantages
+
+
+def rows_of(rollout: Rollout) -> Row:
+    """All rows of a rollout, without γ and λ."""
+    x = rollout
+    return Row(x.rewards, x.values, x.terminated, x.truncated, x.final_values, x.mask)
+
+
+def broadcast_like(x: Array, like: Array) -> Array:
+    """Broadcasts `x` to the shape of `like`, split over devices as `like` is, as vmap demands."""
+    return x + jnp.zeros_like(like)
+
+
+def lambda_before_each_row(rollout: Rollout, *, axis_name: str | None = None, implementation: str | None = None) -> Any:
+    """λ of the unmasked row before each row: A_t = δ_t + γ_t λ_t A_{t+1}, so h_{t+1} weighs A_{t+1} by λ_t."""
+    lambda_, mask = rollout.lambda_, rollout.mask
+    is_seam = axis_name is not None and rollout.rewards.shape[0] == 1  # the row before is on another device
+    if lambda_.shape[0] == 1 and not is_seam:
+        return lambda_
+    if mask is None:
+        before = lambda_[-1:]  # the first row of all has none before it, and nothing reads its h
+        if axis_name is not None:
+            before = lax.ppermute(before, axis_name, [(i, i + 1) for i in range(lax.axis_size(axis_name) - 1)])
+        return jnp.concatenate([before, lambda_[:-1]])
+    lambda_ = broadcast_like(lambda_, rollout.rewards)
+    init = jnp.zeros_like(lambda_[0])
+    return affine_scan(_last_unmasked, init, (lambda_, mask), (), axis_name=axis_name, implementation=implementation)[1]
+
+
+def _last_unmasked(last: Array, row: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
+    lambda_, mask = row
+    return jnp.where(mask, lambda_, last), last
+
+
+def value_or_zero(rollout: Rollout) -> Array:
+    """V(s_t), and 0 in a masked row whose value is not finite."""
+    if rollout.mask is None:
+        return rollout.values
+    return jnp.where(rollout.mask | jnp.isfinite(rollout.values), rollout.values, 0)
