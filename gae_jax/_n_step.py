@@ -73,12 +73,19 @@ def n_step_advantages(
     """
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"`n` must be an integer; got {n!r}")
+    try:
+        n = operator.index(n)
+    except TypeError:  # a tracer
+        raise TypeError(f"`n` must be an integer that is known while tracing; got {n!r}") from None
     if n < 1:
         raise ValueError(f"`n` must be at least 1; got {n}")
     rollout = Rollout(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma)
     check_types(rollout)
-    steps = np.shape(rewards)[axis_from_front(time_axis, np.shape(rewards))]
-    return _n_step_advantages(rollout, n=min(operator.index(n), steps), time_axis=time_axis)
+    axis = axis_from_front(time_axis, np.shape(rewards))
+    steps = np.shape(rewards)[axis]
+    if not isinstance(steps, int):
+        raise NotImplementedError(f"n_step_advantages needs a known number of steps; got T = {steps}")
+    return _n_step_advantages(rollout, n=min(n, steps), time_axis=axis)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "time_axis"))

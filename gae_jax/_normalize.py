@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from gae_jax._rollout import _holds_no_numbers, _is_no_array, as_flags, as_numbers, check_shape, promoted
+from gae_jax._rollout import as_flags, as_number, as_numbers, check_is_array, check_shape, promoted
 
 AxisNames = str | tuple[str, ...]
 
@@ -52,14 +51,16 @@ def normalize(
     >>> print(normalize(jnp.array([1.0, 2.0, 3.0, 100.0]), mask=jnp.array([True, True, True, False])))
     [-1.2247448  0.         1.2247448  0.       ]
     """
-    _check_array("advantages", advantages, "numbers")
+    check_is_array("advantages", advantages)
     if mask is not None:
-        _check_array("mask", mask, "flags")
+        check_is_array("mask", mask)
         check_shape("mask", mask, np.shape(advantages), "that of `advantages`")
-    _check_epsilon(epsilon)
+    number = as_number("epsilon", epsilon)
+    if not isinstance(number, Array) and not number >= 0:
+        raise ValueError(f"`epsilon` must be at least 0; got {epsilon}")
     if axis_name is not None:
         _check_axis_name(axis_name)
-    return _normalize(advantages, mask, epsilon, axis_name=axis_name)
+    return _normalize(advantages, mask, number, axis_name=axis_name)
 
 
 @functools.partial(jax.jit, static_argnames="axis_name")
@@ -70,7 +71,7 @@ def _normalize(
     live = jnp.ones(x.shape, bool) if mask is None else as_flags("mask", mask).astype(bool)
     dtype = promoted(x)
     x = jnp.where(live, x.astype(promoted(dtype, jnp.float32)), 0)
-    epsilon = as_numbers("epsilon", epsilon).astype(x.dtype)
+    epsilon = jnp.asarray(epsilon, x.dtype)
 
     def total(entries: Array) -> Array:
         local = jnp.sum(entries, dtype=x.dtype)
@@ -86,20 +87,6 @@ def _normalize(
     x = x / unit
     variance = jnp.where(all_equal, 1, total(x * x) / count)
     return (x / (jnp.sqrt(variance) + epsilon / unit)).astype(dtype)
-
-
-def _check_array(name: str, x: Any, contents: str) -> None:
-    if _is_no_array(x) or _holds_no_numbers(x):
-        raise TypeError(f"`{name}` must be an array of {contents}; got {type(x).__name__}")
-
-
-def _check_epsilon(epsilon: Any) -> None:
-    if _is_no_array(epsilon) or _holds_no_numbers(epsilon):
-        raise TypeError(f"`epsilon` must be a number; got {epsilon!r}")
-    if np.ndim(epsilon) != 0:
-        raise ValueError(f"`epsilon` must be one number; got shape {np.shape(epsilon)}")
-    if not isinstance(epsilon, Tracer) and not epsilon >= 0:
-        raise ValueError(f"`epsilon` must be at least 0; got {epsilon}")
 
 
 def _check_axis_name(axis_name: Any) -> None:

@@ -73,7 +73,7 @@ def zero_where_masked(mask: Array | None, x: Array) -> Array:
 def advantages_of(rollout: Rollout, lambda_before: Array, **how: Any) -> Array:
     """Returns A_t of every row, `[T, *B]`. What varies over time is part of a row, and what does not is shared."""
     parameters = {"gamma": rollout.gamma, "lambda_before": lambda_before}
-    varying = {name: broadcast_like(x, rollout.rewards) for name, x in parameters.items() if x.shape[0] > 1}
+    varying = {name: broadcast_like(x, rollout.rewards) for name, x in parameters.items() if x.shape[0] != 1}
     shared = {name: broadcast_like(x[0], rollout.rewards[0]) for name, x in parameters.items() if x.shape[0] == 1}
     rows = rows_of(rollout)._replace(**varying)
     over_workers = functools.partial(advantages_of_one_worker, **how)

@@ -11,7 +11,7 @@ an episode is what it is there.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from gae_jax._gae import GAEOutput
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero, zero_where_masked
-from gae_jax._rollout import Rollout, canonical, check_types
+from gae_jax._rollout import Rollout, as_number, axis_from_front, canonical, check_is_name, check_types
 
 
 def vtrace(
@@ -97,11 +97,11 @@ def vtrace(
         lambda_=lambda_,
     )
     check_types(rollout, "log_rhos")
-    clips = Clips(clip_rho, clip_c, clip_pg_rho)
-    for name, x in clips._asdict().items():
-        _check_clip(name, x)
-    clips_equal = not isinstance(clip_rho, Array) and not isinstance(clip_c, Array) and clip_rho == clip_c
-    return _vtrace(rollout, clips, clips_equal=clips_equal, time_axis=time_axis, implementation=implementation)
+    check_is_name("implementation", implementation)
+    axis = axis_from_front(time_axis, np.shape(rewards))
+    clips = Clips(_as_clip("clip_rho", clip_rho), _as_clip("clip_c", clip_c), _as_clip("clip_pg_rho", clip_pg_rho))
+    clips_equal = not any(isinstance(x, Array) for x in clips[:2]) and clips.clip_rho == clips.clip_c
+    return _vtrace(rollout, clips, clips_equal=clips_equal, time_axis=axis, implementation=implementation)
 
 
 class Clips(NamedTuple):
@@ -138,8 +138,9 @@ def _vtrace(
     return GAEOutput(to_caller_layout(pg_rho * advantages), to_caller_layout(targets))
 
 
-def _check_clip(name: str, x: Any) -> None:
-    if np.ndim(x) != 0:
-        raise ValueError(f"`{name}` must be one number; got shape {np.shape(x)}")
-    if isinstance(x, (int, float, np.number, np.ndarray)) and not float(x) > 0:
-        raise ValueError(f"`{name}` must be positive; got {x}")
+def _as_clip(name: str, x: ArrayLike) -> float | Array:
+    """Returns a clip as a number whose logarithm float32 can hold, or as it is where only a run knows it."""
+    clip, least = as_number(name, x), np.finfo(np.float32).tiny
+    if not isinstance(clip, Array) and not clip >= least:
+        raise ValueError(f"`{name}` must be positive, at least {least:.1e}; got {x}")
+    return clip

@@ -1,7 +1,7 @@
-"""Checks a GAE implementation against a float64 reference, and names the mistake that it makes.
+"""Checks for users: `check_gae` of a GAE implementation, and `check_rollout` of the numbers in a rollout.
 
-The reference is a loop in float64 NumPy. Each known mistake is a wrong answer of the same loop. A function makes the
-mistake whose answer it gives.
+`check_gae` compares with a reference, a loop in float64 NumPy. Each known mistake is a wrong answer of the same loop. A
+function makes the mistake whose answer it gives.
 """
 
 import dataclasses
@@ -11,6 +11,21 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.experimental import checkify
+from jax.typing import ArrayLike
+
+from gae_jax._rollout import (
+    FLAGS,
+    PARAMETERS,
+    Rollout,
+    as_flags,
+    axis_from_front,
+    canonical,
+    check_is_name,
+    check_types,
+)
 
 Case = Mapping[str, Any]  # the arguments of one call
 
@@ -273,3 +288,113 @@ MISTAKES: dict[str, Callable[[Case], np.ndarray]] = {
     "the target, not the advantage": lambda case: advantages(**case) + case["values"],
     "normalized": lambda case: (advantages(**case) - advantages(**case).mean()) / advantages(**case).std(),
 }
+
+
+def check_rollout(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    terminated: ArrayLike,
+    truncated: ArrayLike | None = None,
+    *,
+    gamma: ArrayLike,
+    lambda_: ArrayLike,
+    bootstrap_value: ArrayLike | None = None,
+    final_values: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    time_axis: int = 0,
+    axis_name: str | None = None,
+) -> None:
+    """Checks the numbers in a rollout; `gae` itself checks shapes and dtypes only.
+
+    Flags must be 0 or 1, gamma and lambda_ must lie in [0, 1], and all other numbers must be finite. Only the entries
+    that `gae` reads are checked: a masked row, final_values where not truncated, the reward of a dropped row, and
+    V(s_T) after an episode that ended may hold NaN.
+
+    Concrete arrays are checked at once. In a function under `checkify.checkify` or `chex.chexify`, each check is a
+    `checkify.check`. JAX refuses such a check in a function that is compiled without one of the two.
+
+    Args:
+      rewards: as in `gae`, and so is every other argument.
+      values: `[T+1, *B]`, or `[T, *B]` together with `bootstrap_value`.
+      terminated: `[T, *B]`.
+      truncated: `[T, *B]`.
+      gamma: γ, a scalar, or an array that broadcasts to `[T, *B]`.
+      lambda_: λ, likewise.
+      bootstrap_value: `[*B]`.
+      final_values: `[T, *B]`.
+      mask: `[T, *B]`.
+      time_axis: the axis of time.
+      axis_name: inside `jax.shard_map`, the mesh axis that time is split over.
+
+    Raises:
+      ValueError: an entry is wrong. The message names the argument, the number of wrong entries, and the first of them
+        by its index.
+      TypeError, ValueError: as `gae` does.
+
+    >>> import jax.numpy as jnp
+    >>> check_rollout(jnp.ones(3), jnp.array([0.5, jnp.nan, jnp.nan, 0.5]), jnp.zeros(3), gamma=0.9, lambda_=0.8)
+    Traceback (most recent call last):
+    ValueError: `values` must hold finite numbers where it is read; wrong entries: 2, the first at [1]
+    """
+    rollout = Rollout(
+        rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
+    )
+    check_types(rollout)
+    check_is_name("axis_name", axis_name)
+    axis = axis_from_front(time_axis, np.shape(rewards))
+    rows, _ = canonical(rollout, axis, axis_name)
+    given = rows._asdict() | {name: jnp.moveaxis(as_flags(name, x), axis, 0) for name, x in _flags(rollout).items()}
+    wrong = {name: read & ~_holds(name, given[name]) for name, read in _entries_read(rows).items()}
+    if bootstrap_value is None:  # it is the last row of `values`
+        wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
+    for name, entries in wrong.items():
+        if name in PARAMETERS:
+            constant_axes = [i for i, size in enumerate(given[name].shape) if size == 1]
+            entries = jnp.any(entries, axis=constant_axes, keepdims=True)
+        if name != "bootstrap_value":
+            entries = jnp.moveaxis(entries, 0, axis)
+        _raise_if_any(name, entries.reshape(np.shape(getattr(rollout, name))))
+
+
+def _flags(rollout: Rollout) -> dict[str, Any]:
+    return {name: x for name, x in rollout._asdict().items() if name in FLAGS and x is not None}
+
+
+def _holds(name: str, x: Array) -> Array:
+    """Returns which entries are as they must be."""
+    if name in FLAGS:
+        return x == x.astype(bool).astype(x.dtype)
+    return (x >= 0) & (x <= 1) if name in PARAMETERS else jnp.isfinite(x)
+
+
+def _entries_read(rows: Rollout) -> dict[str, Array]:
+    """Returns which entries of each argument `gae` reads, time first. Flags come first: they decide what is read."""
+    live = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
+    cut = jnp.zeros_like(live) if rows.truncated is None else rows.truncated & ~rows.terminated
+    last_live = live.shape[0] - 1 - jnp.argmax(live[::-1], axis=0, keepdims=True)
+    goes_on = jnp.take_along_axis(live & ~rows.terminated & ~cut, last_live, axis=0)[0]
+    read = {
+        "mask": jnp.ones_like(live),
+        "terminated": live,
+        "truncated": live,
+        "rewards": live & ~cut if rows.final_values is None else live,  # where V(final) is not known, a row is dropped
+        "values": live,
+        "final_values": live & cut,
+        "bootstrap_value": goes_on,
+        "gamma": live,
+        "lambda_": live,
+    }
+    return {name: entries for name, entries in read.items() if getattr(rows, name) is not None}
+
+
+def _raise_if_any(name: str, wrong: Array) -> None:
+    """Raises a ValueError; where only a run knows the entries, makes a `checkify.check`."""
+    want = "lie in [0, 1]" if name in PARAMETERS else "hold 0 and 1" if name in FLAGS else "hold finite numbers"
+    count = jnp.sum(wrong)
+    index: dict[str, Any] = {f"i{k}": i for k, i in enumerate(jnp.unravel_index(jnp.argmax(wrong), wrong.shape))}
+    first = f", the first at [{', '.join(f'{{{k}}}' for k in index)}]" if index else ""
+    message = f"`{name}` must {want} where it is read; wrong entries: {{count}}{first}"
+    if isinstance(count, Tracer):
+        checkify.check(count == 0, message, count=count, **index)
+    elif count:
+        raise ValueError(message.format(count=count, **index))

@@ -213,7 +213,7 @@ REFUSED = [
     ({"epsilon": None}, TypeError, "`epsilon` must be a number; got None"),
     ({"epsilon": "1e-8"}, TypeError, "`epsilon` must be a number; got '1e-8'"),
     ({"epsilon": 1j}, TypeError, "`epsilon` must be a number; got 1j"),
-    ({"epsilon": True}, TypeError, "`epsilon` must hold floating-point numbers or integers; got dtype bool"),
+    ({"epsilon": True}, TypeError, "`epsilon` must be a number; got True"),
     ({"axis_name": "x"}, ValueError, "`axis_name` must name axes of the mesh, inside a jax.shard_map .*; got 'x'"),
     ({"axis_name": ("x", "y")}, ValueError, r"`axis_name` must name axes of the mesh.*; got \('x', 'y'\)"),
     ({"axis_name": ["x"]}, TypeError, r"`axis_name` must be a name or a tuple of names; got \['x'\]"),
