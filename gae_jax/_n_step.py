@@ -103,11 +103,11 @@ def _advantages_of_one_worker(n: int, rows: Row, bootstrap_value: Array) -> Arra
     """From rows `[T]` to advantages `[T]`: n times, every row looks one row further."""
     mask = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
     steps = jnp.arange(mask.shape[0])
-    # The first unmasked row after each row, or T if there is none.
-    next_unmasked = jnp.append(lax.cummin(jnp.where(mask, steps, steps.size), reverse=True)[1:], steps.size)
+    unmasked_from = lax.cummin(jnp.where(mask, steps, steps.size), reverse=True)  # the first one, from each row on
+    next_unmasked = jnp.concatenate([unmasked_from[1:], jnp.full_like(unmasked_from[:1], steps.size)])
 
     def look_further(_: Array, targets: Array) -> Array:
-        following = jnp.append(targets, bootstrap_value)[next_unmasked]
+        following = jnp.concatenate([targets, bootstrap_value[None]])[next_unmasked]
         return jax.vmap(skipping_step, in_axes=(0, 0, None))(following, rows, {})[0]
 
     value = zero_where_masked(mask, rows.value)

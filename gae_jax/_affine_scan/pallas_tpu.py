@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import PartitionSpec, get_abstract_mesh
+from jax.sharding import NamedSharding, PartitionSpec, get_abstract_mesh
 
 from gae_jax._affine_scan.versions import struct_varying_like
 
@@ -62,7 +62,8 @@ def _on_every_device(kernel: Callable[..., Any], init: Array, xs: Any, shared: A
     rows = PartitionSpec(None, *batch)
     specs = batch, jax.tree.map(lambda _: rows, xs), jax.tree.map(lambda _: batch, shared)
     split = jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=(batch, rows), check_vma=False)
-    return lambda *operands: split(*jax.tree.map(jax.reshard, operands, specs))
+    shardings = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
+    return lambda *operands: split(*jax.tree.map(jax.reshard, operands, shardings))
 
 
 def _flat(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
