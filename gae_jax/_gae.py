@@ -80,7 +80,8 @@ def gae(
       axis_name: inside `jax.shard_map`, the axis of the mesh that time is split over: device i holds the i-th piece of
         each array, and `T` is the length of a piece. V(s_T) is read on the last device, and what is exchanged does not
         depend on `T`: one all-gather of two numbers a worker (and, where lambda_ varies over time, its seams).
-      implementation: of the scan over time, as in `affine_scan`: "scan", "blocked", "pallas"; None suits the platform.
+      implementation: of the scan over time: "scan", "blocked" or "pallas"; None chooses by the platform. Only "scan" can
+        run with a symbolic number of steps, as `jax.export` has it.
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote
@@ -94,7 +95,8 @@ def gae(
 
     Raises:
       TypeError: an argument is not an array of numbers, or not one of flags.
-      ValueError: a shape or name is not one of the above, gamma or lambda_ is a number outside [0, 1], or T is 0.
+      ValueError: a shape or name is not one of the above, gamma or lambda_ is a number outside [0, 1], T is 0,
+        final_values are given without truncated, or an integer array holds numbers that JAX's integers cannot hold.
       NotImplementedError: an implementation that cannot run here.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.

@@ -58,14 +58,14 @@ def vtrace(
       log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t), where μ is the policy that acted.
       gamma: γ, a scalar or an array that broadcasts to `[T, *B]`.
       lambda_: λ, likewise; where it varies, c_t has that of its own row.
-      clip_rho: a positive number, the most that a transition's own surprise weighs; it decides what vs converges to.
-      clip_c: a positive number, the most that later surprises weigh, each; it decides how fast.
-      clip_pg_rho: a positive number, the most that an advantage weighs.
+      clip_rho: a positive number, the upper bound on the weight of a row's own TD error; it sets the fixed point of vs.
+      clip_c: a positive number, the upper bound on the weight of each later row; it sets the speed of convergence.
+      clip_pg_rho: a positive number, the upper bound on the weight of an advantage.
       bootstrap_value: `[*B]`, V(s_T).
       final_values: `[T, *B]`, the value of the final observation; read only where truncated.
       mask: `[T, *B]`, False where the row is no transition, and skipped.
       time_axis: the axis of time.
-      implementation: of the scan over time, as in `affine_scan`.
+      implementation: of the scan over time, as in `gae`. There is no axis_name: time cannot be split over devices here.
 
     Returns:
       GAEOutput(advantages, targets): A_t for the policy's gradient, vs_t to fit the values to, as `gae` returns them.
