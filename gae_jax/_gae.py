@@ -80,8 +80,8 @@ def gae(
       axis_name: inside `jax.shard_map`, the axis of the mesh that time is split over: device i holds the i-th piece of
         each array, and `T` is the length of a piece. V(s_T) is read on the last device, and what is exchanged does not
         depend on `T`: one all-gather of two numbers a worker (and, where lambda_ varies over time, its seams).
-      implementation: of the scan over time: "scan", "blocked" or "pallas"; None chooses by the platform. Only "scan" can
-        run with a symbolic number of steps, as `jax.export` has it.
+      implementation: of the scan over time: "scan", "blocked" or "pallas"; None chooses by the platform. Only "scan"
+        can run with a symbolic number of steps, as `jax.export` has it.
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote

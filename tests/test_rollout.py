@@ -55,10 +55,11 @@ def count_traces(monkeypatch, module):
 
 def test_n_beyond_the_rollout_compiles_once(monkeypatch):
     traced = count_traces(monkeypatch, "gae_jax._n_step")
-    arguments: dict[str, Any] = random_rollout(1, steps=7, batch=(5,)).arguments()
+    arguments = random_rollout(1, steps=7, batch=(5,)).arguments()
     del arguments["lambda_"]
-    for n in (200, 100, np.int64(7), jnp.array(8)):
-        n_step_advantages(**arguments | {"n": n})
+    numbers: tuple[Any, ...] = (200, 100, np.int64(7), jnp.array(8))
+    for n in numbers:
+        n_step_advantages(**arguments, n=n)
     assert len(traced) == 1
 
 
