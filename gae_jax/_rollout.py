@@ -60,15 +60,16 @@ def check_types(rollout: Rollout, *also_required: str) -> None:
 def check_is_array(name: str, x: Any) -> None:
     """Raises unless `x` is one number, or an array of numbers or flags, and JAX can hold its integers."""
     is_array = isinstance(x, (Array, np.ndarray, np.generic, int, float)) or hasattr(x, "__jax_array__")
-    dtype = getattr(x, "dtype", np.dtype(float))
-    if not is_array or isinstance(x, np.ma.MaskedArray) or not (jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_):
-        got = f"dtype {dtype}" if type(x) is np.ndarray else type(x).__name__
+    is_numpy = isinstance(x, (np.ndarray, np.generic))
+    is_strange = is_numpy and not (x.dtype == np.bool_ or jnp.issubdtype(x.dtype, jnp.number))
+    if not is_array or is_strange or isinstance(x, np.ma.MaskedArray):
+        got = f"dtype {x.dtype}" if type(x) is np.ndarray else type(x).__name__
         raise TypeError(f"`{name}` must be an array of {'flags' if name in (*FLAGS, 'done') else 'numbers'}; got {got}")
-    if isinstance(x, np.ndarray) and jnp.issubdtype(dtype, jnp.integer):
-        narrow = jax.dtypes.canonicalize_dtype(dtype)
-        if narrow != dtype and np.any(x.astype(narrow) != x):
+    if is_numpy and jnp.issubdtype(x.dtype, jnp.integer):
+        narrow = jax.dtypes.canonicalize_dtype(x.dtype)
+        if narrow != x.dtype and np.any(x.astype(narrow) != x):
             raise ValueError(
-                f"`{name}` holds integers that {narrow} cannot hold, and JAX reads {dtype} as {narrow} unless x64 is "
+                f"`{name}` holds integers that {narrow} cannot hold, and JAX reads {x.dtype} as {narrow} unless x64 is "
                 "enabled; convert them to floating point"
             )
 
