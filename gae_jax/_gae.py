@@ -1,16 +1,27 @@
 """`gae`: the public call, and the object of the annotated page. The recursion itself is in `_recursion.py`."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
 
 import jax
+import jax.export
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from gae_jax._affine_scan import check_implementation
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero
-from gae_jax._rollout import Rollout, canonical, check_shape, check_types
+from gae_jax._rollout import (
+    Rollout,
+    axis_from_front,
+    canonical,
+    check_is_array,
+    check_is_name,
+    check_shape,
+    check_types,
+)
 
 
 class GAEOutput(NamedTuple):
@@ -18,6 +29,10 @@ class GAEOutput(NamedTuple):
 
     advantages: Array  # A_t
     targets: Array  # A_t + V(s_t), the λ-return: what to fit the values to
+
+
+with contextlib.suppress(ValueError):  # where this module is reloaded, the name is taken
+    jax.export.register_namedtuple_serialization(GAEOutput, serialized_name="gae_jax.GAEOutput")
 
 
 def gae(
@@ -66,18 +81,23 @@ def gae(
       axis_name: inside `jax.shard_map`, the axis of the mesh that time is split over: device i holds the i-th piece of
         each array, and `T` is the length of a piece. V(s_T) is read on the last device, and what is exchanged does not
         depend on `T`: one all-gather of two numbers a worker (and, where lambda_ varies over time, its seams).
-      implementation: of the scan over time, as in `affine_scan`: "scan", "blocked", "pallas"; None suits the platform.
+      implementation: of the scan over time: "scan", "blocked" or "pallas"; None chooses by the platform. Only "scan"
+        can run with a symbolic number of steps, as `jax.export` has it.
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote
-      to. The recursion itself never runs below float32.
+      to: float64 under x64 only, since JAX reads float64 arrays as float32 otherwise. The recursion itself never runs
+      below float32.
 
     What is not read may be NaN and changes no output and no gradient: final_values where not truncated, any input of a
-    masked row, the value that a terminated transition would have bootstrapped from.
+    masked row, the value that a terminated transition would have bootstrapped from. A number that is read and is not
+    finite stays within its episode; which results of the episode it reaches depends on the implementation.
+    `gae_jax.testing.check_rollout` finds such numbers.
 
     Raises:
       TypeError: an argument is not an array of numbers, or not one of flags.
-      ValueError: a shape or name is not one of the above, gamma or lambda_ is a number outside [0, 1], or T is 0.
+      ValueError: a shape or name is not one of the above, gamma or lambda_ is a number outside [0, 1], T is 0,
+        final_values are given without truncated, or an integer array holds numbers that JAX's integers cannot hold.
       NotImplementedError: an implementation that cannot run here.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.
@@ -99,8 +119,11 @@ def gae(
         rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
     )
     check_types(rollout)
+    check_is_name("axis_name", axis_name)
+    check_is_name("implementation", implementation)
     check_implementation(implementation, rollout)
-    return _gae(rollout, time_axis=time_axis, axis_name=axis_name, implementation=implementation)
+    axis = axis_from_front(time_axis, np.shape(rewards))
+    return _gae(rollout, time_axis=axis, axis_name=axis_name, implementation=implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("time_axis", "axis_name", "implementation"))
@@ -141,6 +164,7 @@ class GAE:
           The advantages, `[n_workers, worker_steps]`.
         """
         shape = (self.n_workers, self.worker_steps)
-        check_shape("done", done, shape, "[n_workers, worker_steps]")
-        check_shape("rewards", rewards, shape, "[n_workers, worker_steps]")
+        for name, x in {"done": done, "rewards": rewards}.items():
+            check_is_array(name, x)
+            check_shape(name, x, shape, "[n_workers, worker_steps]")
         return gae(rewards, values, done, gamma=self.gamma, lambda_=self.lambda_, time_axis=1).advantages

@@ -44,19 +44,19 @@ def n_step_advantages(
       values: `[T+1, *B]`, or `[T, *B]` together with `bootstrap_value`.
       terminated: `[T, *B]`, flags.
       truncated: `[T, *B]`, flags; without `final_values` such a row is dropped: its advantage is 0.
-      n: the number of steps, at least 1; may exceed T. The cost
-        is that of min(n, T) passes over the rollout.
+      n: the number of steps, at least 1; may exceed T. The cost is min(n, T) passes over the rollout.
       gamma: γ, a scalar or an array that broadcasts to `[T, *B]`.
       bootstrap_value: `[*B]`, V(s_T).
       final_values: `[T, *B]`, the value of the final observation; read only where truncated.
       mask: `[T, *B]`, False where the row is no transition: skipped, not counted among the n, and its advantage 0.
-      time_axis: the axis of time.
+      time_axis: the axis of time. There is no axis_name: time cannot be split over devices here.
 
     Returns:
       The advantages, in the shape of `rewards` and in the dtype that the floating-point arrays promote to.
 
     Raises:
       TypeError, ValueError: as `gae` does; also for n that is no integer, or less than 1.
+      NotImplementedError: the number of steps is symbolic, as `jax.export` has it.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11 to 15.
 
@@ -73,12 +73,19 @@ def n_step_advantages(
     """
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"`n` must be an integer; got {n!r}")
+    try:
+        n = operator.index(n)
+    except TypeError:  # a tracer
+        raise TypeError(f"`n` must be an integer that is known while tracing; got {n!r}") from None
     if n < 1:
         raise ValueError(f"`n` must be at least 1; got {n}")
     rollout = Rollout(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma)
     check_types(rollout)
-    steps = np.shape(rewards)[axis_from_front(time_axis, np.shape(rewards))]
-    return _n_step_advantages(rollout, n=min(operator.index(n), steps), time_axis=time_axis)
+    axis = axis_from_front(time_axis, np.shape(rewards))
+    steps = np.shape(rewards)[axis]
+    if not isinstance(steps, int):
+        raise NotImplementedError(f"n_step_advantages needs a known number of steps; got T = {steps}")
+    return _n_step_advantages(rollout, n=min(n, steps), time_axis=axis)
 
 
 @functools.partial(jax.jit, static_argnames=("n", "time_axis"))

@@ -1,68 +1,104 @@
-"""Advantages with mean 0 and variance 1, as the policy's gradient likes them."""
+"""Standardizes advantages over all unmasked entries, optionally across devices."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan import shard_index_and_count
-from gae_jax._rollout import as_flags, as_numbers, check_shape, promoted
+from gae_jax._rollout import as_flags, as_number, as_numbers, check_is_array, check_shape, promoted
+
+AxisNames = str | tuple[str, ...]
 
 
-@functools.partial(jax.jit, static_argnames="axis_name")
 def normalize(
-    advantages: ArrayLike, mask: ArrayLike | None = None, *, axis_name: str | None = None, epsilon: ArrayLike = 1e-8
+    advantages: ArrayLike,
+    mask: ArrayLike | None = None,
+    *,
+    axis_name: AxisNames | None = None,
+    epsilon: ArrayLike = 1e-8,
 ) -> Array:
-    """Subtracts the mean and divides by the standard deviation, both over all live entries.
+    """Subtracts the mean and divides by the standard deviation, both taken over all unmasked entries.
 
         (A - mean(A)) / (std(A) + epsilon)
 
+    Pure and compiled with `jax.jit`; works inside jit, vmap, grad and shard_map. Gradients flow through the mean and
+    the standard deviation.
+
     Args:
-      advantages: of any shape, floating-point or integer.
-      mask: of the same shape, bool or 0 and 1: False where an entry does not count. It is not read, and comes out as 0.
-      axis_name: inside `jax.shard_map`, the axis of the mesh whose devices count together. Exchanged is one all-gather
-        of three numbers a device.
-      epsilon: keeps the quotient finite where all entries are alike: the result is 0 there.
+      advantages: an array of any shape, floating-point or integer.
+      mask: an array of the same shape, bool or 0 and 1: False where an entry does not count. A masked entry may be NaN;
+        the result is 0 there.
+      axis_name: inside `jax.shard_map`, the name of a mesh axis, or a tuple of names: the mean and the standard
+        deviation are taken over the entries of all devices along these axes. An axis of `jax.pmap` or `jax.vmap` works
+        too. The communication is at most six all-reduces of one number, whatever the size of the array.
+      epsilon: a number, at least 0, added to the standard deviation.
 
     Returns:
-      The normalized advantages, in the shape of `advantages`, and in its dtype if that is floating-point; computed in
-      float32 at least. With no live entry, or one, they are 0.
+      The standardized advantages, in the shape of `advantages` and in its dtype if that is floating-point; an integer
+      array gives float32, or float64 under x64. They are computed in float32 at least. Where all unmasked entries are
+      equal, the result is 0. A NaN in an unmasked entry makes the whole result NaN, and so does a sum of the entries
+      that overflows.
 
     Raises:
-      TypeError: an argument is not an array of numbers, or not one of flags.
-      ValueError: mask has another shape, or there is no such axis.
+      TypeError: an argument is not an array of numbers or flags, epsilon is not a number, or axis_name not a name.
+      ValueError: mask has another shape, epsilon is negative or an array, or axis_name is not a mesh axis.
 
     >>> import jax.numpy as jnp
     >>> print(normalize(jnp.array([1.0, 2.0, 3.0, 100.0]), mask=jnp.array([True, True, True, False])))
     [-1.2247448  0.         1.2247448  0.       ]
     """
-    given = as_numbers("advantages", advantages)
-    x = given.astype(promoted(given, jnp.float32))
-    live = jnp.ones(x.shape, bool)
+    check_is_array("advantages", advantages)
     if mask is not None:
-        check_shape("mask", mask, x.shape, "that of `advantages`")
-        live = as_flags("mask", mask).astype(bool)
-    if x.size == 0:
-        return given
-    # In one pass, from sums of what an entry has beyond a typical one: entries may be alike, and far from 0.
-    rows, live_rows = jnp.atleast_1d(x), jnp.atleast_1d(live)
-    in_first = jnp.sum(live_rows[0], dtype=x.dtype)
-    typical = lax.stop_gradient(jnp.sum(jnp.where(live_rows[0], rows[0], 0)) / jnp.maximum(in_first, 1))
-    beyond = jnp.where(live, x - typical, 0)
-    count, total, squares = (jnp.sum(each, dtype=x.dtype) for each in (live, beyond, beyond * beyond))
-    shift = total / jnp.maximum(count, 1)
-    here = jnp.stack([count, typical + shift, jnp.maximum(squares - shift * total, 0)])
-    counts, means, spreads = here[:, None] if axis_name is None else _of_all_devices(here, axis_name)
-    entries = jnp.maximum(jnp.sum(counts), 1)
-    mean = jnp.sum(counts * means) / entries
-    variance = jnp.sum(spreads + counts * (means - mean) ** 2) / entries
-    deviation = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-    normalized = (jnp.where(live, x, mean) - mean) / (deviation + epsilon)
-    return normalized.astype(given.dtype) if jnp.issubdtype(given.dtype, jnp.floating) else normalized
+        check_is_array("mask", mask)
+        check_shape("mask", mask, np.shape(advantages), "that of `advantages`")
+    number = as_number("epsilon", epsilon)
+    if not isinstance(number, Array) and not number >= 0:
+        raise ValueError(f"`epsilon` must be at least 0; got {epsilon}")
+    if axis_name is not None:
+        _check_axis_name(axis_name)
+    return _normalize(advantages, mask, number, axis_name=axis_name)
 
 
-def _of_all_devices(x: Array, axis_name: str) -> Array:
-    shard_index_and_count(axis_name)  # is there such an axis?
-    return lax.all_gather(x, axis_name, axis=1)
+@functools.partial(jax.jit, static_argnames="axis_name")
+def _normalize(
+    advantages: ArrayLike, mask: ArrayLike | None, epsilon: ArrayLike, *, axis_name: AxisNames | None
+) -> Array:
+    x = as_numbers("advantages", advantages)
+    live = jnp.ones(x.shape, bool) if mask is None else as_flags("mask", mask).astype(bool)
+    dtype = promoted(x)
+    x = jnp.where(live, x.astype(promoted(dtype, jnp.float32)), 0)
+    epsilon = jnp.asarray(epsilon, x.dtype)
+
+    def total(entries: Array) -> Array:
+        local = jnp.sum(entries, dtype=x.dtype)
+        return local if axis_name is None else lax.psum(local, axis_name)
+
+    count = jnp.maximum(total(live), 1)
+    for _ in range(3):  # A mean is rounded, by much where it is large: subtract the mean of what it leaves, too.
+        x = jnp.where(live, x - total(x) / count, 0)
+    # Squares overflow or vanish in units of reward, but not in units of the mean absolute deviation.
+    mean_deviation = lax.stop_gradient(total(jnp.abs(x)) / count)
+    all_equal = mean_deviation == 0
+    unit = jnp.where(all_equal, 1, mean_deviation)
+    x = x / unit
+    variance = jnp.where(all_equal, 1, total(x * x) / count)
+    return (x / (jnp.sqrt(variance) + epsilon / unit)).astype(dtype)
+
+
+def _check_axis_name(axis_name: Any) -> None:
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"`axis_name` must be a name or a tuple of names; got {axis_name!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"`axis_name` must not repeat a name; got {axis_name!r}")
+    try:
+        lax.axis_size(names)
+    except NameError:
+        raise ValueError(
+            "`axis_name` must name axes of the mesh, inside a jax.shard_map over these axes; "
+            f"got {axis_name!r}, which no shard_map around this call maps over"
+        ) from None

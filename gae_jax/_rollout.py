@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from gae_jax._affine_scan import shard_index_and_count
@@ -46,15 +47,52 @@ REQUIRED = ("rewards", "values", "terminated", *PARAMETERS)
 def check_types(rollout: Rollout, *also_required: str) -> None:
     """Raises for what is known before tracing: an argument that is no array, and gamma or lambda_ outside [0, 1]."""
     for name, x in rollout._asdict().items():
-        if x is None and name not in (*REQUIRED, *also_required):
-            continue
-        if _is_no_array(x) or _holds_no_numbers(x):
-            got = f"dtype {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-            raise TypeError(f"`{name}` must be an array of {'flags' if name in FLAGS else 'numbers'}; got {got}")
+        if x is not None or name in (*REQUIRED, *also_required):
+            check_is_array(name, x)
+    if rollout.final_values is not None and rollout.truncated is None:
+        raise ValueError("`final_values` is read only where `truncated` is set: pass `truncated`, too")
     for name in PARAMETERS:
         x = getattr(rollout, name)
-        if isinstance(x, (int, float, np.number, np.ndarray)) and np.ndim(x) == 0 and not 0 <= float(x) <= 1:
+        if isinstance(x, (int, float, np.number, np.ndarray)) and np.ndim(x) == 0 and not 0 <= x <= 1:
             raise ValueError(f"`{name}` must lie in [0, 1]; got {x}")
+
+
+def check_is_array(name: str, x: Any) -> None:
+    """Raises unless `x` is one number, or an array of numbers or flags, and JAX can hold its integers."""
+    is_array = isinstance(x, (Array, np.ndarray, np.generic, int, float)) or hasattr(x, "__jax_array__")
+    is_numpy = isinstance(x, (np.ndarray, np.generic))
+    is_strange = is_numpy and not (x.dtype == np.bool_ or jnp.issubdtype(x.dtype, jnp.number))
+    if not is_array or is_strange or isinstance(x, np.ma.MaskedArray):
+        got = f"dtype {x.dtype}" if type(x) is np.ndarray else type(x).__name__
+        raise TypeError(f"`{name}` must be an array of {'flags' if name in (*FLAGS, 'done') else 'numbers'}; got {got}")
+    if is_numpy and jnp.issubdtype(x.dtype, jnp.integer):
+        narrow = jax.dtypes.canonicalize_dtype(x.dtype)
+        if narrow != x.dtype and np.any(x.astype(narrow) != x):
+            raise ValueError(
+                f"`{name}` holds integers that {narrow} cannot hold, and JAX reads {x.dtype} as {narrow} unless x64 is "
+                "enabled; convert them to floating point"
+            )
+
+
+def as_number(name: str, x: Any) -> float | Array:
+    """Returns `x` as a Python number if it is one real number, and as it is if only a run knows it."""
+    is_number = isinstance(x, (int, float, Array, np.ndarray, np.generic)) and not isinstance(x, bool)
+    if not is_number or (hasattr(x, "dtype") and not _is_real(x)):
+        raise TypeError(f"`{name}` must be a number; got {x!r}")
+    if np.ndim(x) != 0:
+        raise ValueError(f"`{name}` must be one number; got shape {np.shape(x)}")
+    if isinstance(x, Tracer):
+        return x
+    try:
+        return float(x)
+    except OverflowError:
+        raise ValueError(f"`{name}` must be a number that float64 can hold; got {x}") from None
+
+
+def check_is_name(name: str, x: Any) -> None:
+    """Raises unless `x` is a string or None."""
+    if not (x is None or isinstance(x, str)):
+        raise TypeError(f"`{name}` must be a string; got {x!r}")
 
 
 def canonical(
@@ -174,16 +212,11 @@ def as_flags(name: str, x: Any) -> Array:
     return array
 
 
-def _is_no_array(x: Any) -> bool:
-    return not (isinstance(x, (Array, np.ndarray, np.generic, int, float)) or hasattr(x, "__jax_array__"))
-
-
-def _holds_no_numbers(x: Any) -> bool:
-    return isinstance(x, (np.ndarray, np.generic)) and x.dtype.kind in "OSUmM"
-
-
-def _is_real(x: Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+def _is_real(x: Any) -> bool:
+    """Whether JAX promotes the dtype: it does not promote floating-point numbers of 8 bits or less."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.finfo(x.dtype).bits >= 16
+    return jnp.issubdtype(x.dtype, jnp.integer)
 
 
 def promoted(*arrays_or_dtypes: Any) -> Any:

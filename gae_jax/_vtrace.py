@@ -11,7 +11,7 @@ an episode is what it is there.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from gae_jax._affine_scan import check_implementation
 from gae_jax._gae import GAEOutput
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero, zero_where_masked
-from gae_jax._rollout import Rollout, canonical, check_types
+from gae_jax._rollout import Rollout, as_number, axis_from_front, canonical, check_is_name, check_types
 
 
 def vtrace(
@@ -59,14 +59,14 @@ def vtrace(
       log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t), where μ is the policy that acted.
       gamma: γ, a scalar or an array that broadcasts to `[T, *B]`.
       lambda_: λ, likewise; where it varies, c_t has that of its own row.
-      clip_rho: a positive number, the most that a transition's own surprise weighs; it decides what vs converges to.
-      clip_c: a positive number, the most that later surprises weigh, each; it decides how fast.
-      clip_pg_rho: a positive number, the most that an advantage weighs.
+      clip_rho: a positive number, the upper bound on the weight of a row's own TD error; it sets the fixed point of vs.
+      clip_c: a positive number, the upper bound on the weight of each later row; it sets the speed of convergence.
+      clip_pg_rho: a positive number, the upper bound on the weight of an advantage.
       bootstrap_value: `[*B]`, V(s_T).
       final_values: `[T, *B]`, the value of the final observation; read only where truncated.
       mask: `[T, *B]`, False where the row is no transition, and skipped.
       time_axis: the axis of time.
-      implementation: of the scan over time, as in `affine_scan`.
+      implementation: of the scan over time, as in `gae`. There is no axis_name: time cannot be split over devices here.
 
     Returns:
       GAEOutput(advantages, targets): A_t for the policy's gradient, vs_t to fit the values to, as `gae` returns them.
@@ -98,12 +98,12 @@ def vtrace(
         lambda_=lambda_,
     )
     check_types(rollout, "log_rhos")
+    check_is_name("implementation", implementation)
     check_implementation(implementation, rollout)
-    clips = Clips(clip_rho, clip_c, clip_pg_rho)
-    for name, x in clips._asdict().items():
-        _check_clip(name, x)
-    clips_equal = not isinstance(clip_rho, Array) and not isinstance(clip_c, Array) and clip_rho == clip_c
-    return _vtrace(rollout, clips, clips_equal=clips_equal, time_axis=time_axis, implementation=implementation)
+    axis = axis_from_front(time_axis, np.shape(rewards))
+    clips = Clips(_as_clip("clip_rho", clip_rho), _as_clip("clip_c", clip_c), _as_clip("clip_pg_rho", clip_pg_rho))
+    clips_equal = not any(isinstance(x, Array) for x in clips[:2]) and clips.clip_rho == clips.clip_c
+    return _vtrace(rollout, clips, clips_equal=clips_equal, time_axis=axis, implementation=implementation)
 
 
 class Clips(NamedTuple):
@@ -140,8 +140,9 @@ def _vtrace(
     return GAEOutput(to_caller_layout(pg_rho * advantages), to_caller_layout(targets))
 
 
-def _check_clip(name: str, x: Any) -> None:
-    if np.ndim(x) != 0:
-        raise ValueError(f"`{name}` must be one number; got shape {np.shape(x)}")
-    if isinstance(x, (int, float, np.number, np.ndarray)) and not float(x) > 0:
-        raise ValueError(f"`{name}` must be positive; got {x}")
+def _as_clip(name: str, x: ArrayLike) -> float | Array:
+    """Returns a clip as a number whose logarithm float32 can hold, or as it is where only a run knows it."""
+    clip, least = as_number(name, x), np.finfo(np.float32).tiny
+    if not isinstance(clip, Array) and not clip >= least:
+        raise ValueError(f"`{name}` must be positive, at least {least:.1e}; got {x}")
+    return clip

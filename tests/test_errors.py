@@ -1,6 +1,7 @@
 """Bad input is refused while tracing, in words that name the argument and say what was got and what was wanted."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gae_jax import GAE, gae
+from gae_jax import GAE, gae, n_step_advantages, normalize, vtrace
 
 T, N = 5, 3
 GOOD: dict[str, Any] = {
@@ -36,7 +37,10 @@ SHAPES = [
     ({"terminated": False}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(\)"),
     ({"truncated": zeros(T, 1)}, r"`truncated` must have shape \(5, 3\), that of `rewards`; got \(5, 1\)"),
     ({"truncated": zeros(N, T)}, r"`truncated` .* Time and batch look swapped"),
-    ({"final_values": zeros(T + 1, N)}, r"`final_values` must have shape \(5, 3\).* It has a row too many"),
+    (
+        {"final_values": zeros(T + 1, N), "truncated": zeros(T, N)},
+        r"`final_values` must have shape \(5, 3\).* It has a row too many",
+    ),
     (
         {"values": zeros(T, N)},
         r"`values` must have shape \(6, 3\).* got \(5, 3\)\. Append V\(s_T\).* or pass `bootstrap_value`",
@@ -88,6 +92,24 @@ TYPES = [
     ({"gamma": None}, r"`gamma` must be an array of numbers; got NoneType"),
     ({"gamma": True}, r"`gamma` must hold floating-point numbers or integers; got dtype bool"),
     ({"lambda_": "0.95"}, r"`lambda_` must be an array of numbers; got str"),
+    ({"time_axis": [0]}, r"`time_axis` must be an integer; got \[0\]"),
+    ({"axis_name": ["time"]}, r"`axis_name` must be a string; got \['time'\]"),
+    ({"implementation": ["scan"]}, r"`implementation` must be a string; got \['scan'\]"),
+    ({"values": np.ma.zeros((T + 1, N))}, r"`values` must be an array of numbers; got MaskedArray"),
+    ({"mask": np.ma.zeros((T, N), bool)}, r"`mask` must be an array of flags; got MaskedArray"),
+    ({"rewards": zeros(T, N, dtype=[("r", "f4")])}, r"`rewards` must be an array of numbers; got dtype \[\('r'"),
+    ({"mask": zeros(T, N, dtype=[("m", "?")])}, r"`mask` must be an array of flags; got dtype \[\('m'"),
+    *(
+        ({name: jnp.zeros((T, N), dtype)}, rf"`{name}` must hold .*; got dtype {dtype.dtype.name}")
+        for name in ("rewards", "terminated", "gamma")
+        for dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2)
+    ),
+    ({"rewards": np.zeros((T, N), jnp.float8_e4m3fn)}, r"`rewards` must hold .*; got dtype float8_e4m3fn"),
+]
+DROPPED = [({"final_values": zeros(T, N)}, r"`final_values` is read only where `truncated` is set: pass `truncated`")]
+WRAPPED = [
+    ({"rewards": np.full((T, N), x)}, r"`rewards` holds integers that .* cannot hold.*convert them to floating point")
+    for x in (2**40, 2**31, -(2**31) - 1, np.uint64(2**32))
 ]
 NAMES = [
     (
@@ -99,13 +121,13 @@ NAMES = [
 RANGES = [
     ({name: x}, rf"`{name}` must lie in \[0, 1\]; got {x}")
     for name in ("gamma", "lambda_")
-    for x in (1.5, -0.1, 99, float("nan"), np.float32(1.5), np.float64(-0.5), np.int64(2), np.array(1.5))
+    for x in (1.5, -0.1, 99, 10**400, float("nan"), np.float32(1.5), np.float64(-0.5), np.int64(2), np.array(1.5))
 ]
 NOT_HERE = [
     ({"implementation": "pallas"}, r"implementation='pallas' is for TPUs; this program is compiled for cpu"),
 ]
 CASES = [
-    *((GOOD | change, ValueError, message) for change, message in SHAPES + NAMES + RANGES),
+    *((GOOD | change, ValueError, message) for change, message in SHAPES + NAMES + RANGES + DROPPED + WRAPPED),
     *((SPLIT | change, ValueError, message) for change, message in SPLIT_SHAPES),
     *((GOOD | change, TypeError, message) for change, message in TYPES),
     *((GOOD | change, NotImplementedError, message) for change, message in NOT_HERE),
@@ -127,6 +149,65 @@ def test_batch_major_arrays_by_mistake():
     """[N, T] throughout, with values [N, T+1]: the one array that gives the mistake away."""
     with pytest.raises(ValueError, match=r"`values` .*time_axis=1"):
         gae(zeros(N, T), zeros(N, T + 1), zeros(N, T), gamma=0.99, lambda_=0.95)
+
+
+def test_integers_of_64_bits_that_fit_are_taken():
+    """JAX reads them as int32 without x64, and 2 ** 40 as 0. Under x64, it reads them as they are."""
+    fits, not_in_32_bits = np.full((T, N), 2**31 - 1), np.full((T, N), 2**40)
+    np.testing.assert_array_equal(gae(**GOOD | {"rewards": fits, "lambda_": 0.0}).advantages, np.float32(2**31))
+    with jax.enable_x64(True):
+        advantages = gae(**GOOD | {"rewards": not_in_32_bits, "lambda_": 0.0}).advantages
+    np.testing.assert_array_equal(advantages, np.float32(2**40))
+    with pytest.raises(ValueError, match="`advantages` holds integers that int32 cannot hold, and JAX reads int64"):
+        normalize(not_in_32_bits)
+
+
+LOG_RHOS: dict[str, Any] = {"log_rhos": zeros(T, N)}
+
+
+@pytest.mark.parametrize("name", ["clip_rho", "clip_c", "clip_pg_rho"])
+def test_bad_clip(name):
+    def call(x: Any):
+        return vtrace(**(GOOD | LOG_RHOS | {name: x}))
+
+    for x in (None, "1", 1j, [1.0], True, np.complex64(1), np.array("1")):
+        with pytest.raises(TypeError, match=rf"`{name}` must be a number; got"):
+            call(x)
+    for x in (0.0, -1, 1e-60, math.nan, np.float32(-1), jnp.array(-1.0), np.array(-1.0)):
+        with pytest.raises(ValueError, match=rf"`{name}` must be positive, at least 1\.2e-38; got"):
+            call(x)
+    with pytest.raises(ValueError, match=rf"`{name}` must be one number; got shape \(3,\)"):
+        call(zeros(N))
+    with pytest.raises(ValueError, match=rf"`{name}` must be a number that float64 can hold"):
+        call(10**400)
+    for x in (1e-30, 2, 2**40, math.inf, np.float64(1), jnp.array(1.0)):
+        assert np.isfinite(call(x)).all()
+    assert np.isfinite(jax.jit(call)(1.0)).all()
+
+
+def test_bad_number_of_steps():
+    def call(n: Any):
+        return n_step_advantages(**{name: x for name, x in GOOD.items() if name != "lambda_"}, n=n)
+
+    for n in (1.5, True, None, "1", np.float32(1)):
+        with pytest.raises(TypeError, match="`n` must be an integer; got"):
+            call(n)
+    with pytest.raises(TypeError, match="`n` must be an integer that is known while tracing; got"):
+        jax.jit(call)(2)
+    with pytest.raises(ValueError, match="`n` must be at least 1; got 0"):
+        call(np.int64(0))
+    assert call(jnp.array(2)).shape == (T, N)
+
+
+@pytest.mark.parametrize("estimate", [vtrace, n_step_advantages], ids=["vtrace", "n_step_advantages"])
+def test_the_other_estimators_refuse_the_same(estimate):
+    arguments = {name: x for name, x in GOOD.items() if name != "lambda_"}
+    arguments |= LOG_RHOS if estimate is vtrace else {"n": 2}
+    with pytest.raises(TypeError, match=r"`time_axis` must be an integer; got \[0\]"):
+        estimate(**arguments, time_axis=[0])
+    for change, message in DROPPED + WRAPPED:
+        with pytest.raises(ValueError, match=message):
+            estimate(**arguments | change)
 
 
 def test_errors_come_while_tracing():
@@ -166,6 +247,15 @@ class TestGAE:
     def test_shapes(self, done, rewards, values, message):
         with pytest.raises(ValueError, match=message):
             self.estimate(done, rewards, values)
+
+    def test_lists(self):
+        done, rewards, values = zeros(N, T), zeros(N, T), zeros(N, T + 1)
+        with pytest.raises(TypeError, match="`done` must be an array of flags; got list"):
+            self.estimate(done.tolist(), rewards, values)
+        with pytest.raises(TypeError, match="`rewards` must be an array of numbers; got list"):
+            self.estimate(done, rewards.tolist(), values)
+        with pytest.raises(TypeError, match="`values` must be an array of numbers; got list"):
+            self.estimate(done, rewards, values.tolist())
 
     def test_range(self):
         with pytest.raises(ValueError, match=r"`gamma` must lie in \[0, 1\]; got 9"):

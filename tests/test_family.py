@@ -1,4 +1,4 @@
-"""n-step advantages, V-trace and normalisation: right, linear in time, over devices, and refused where wrong."""
+"""n-step advantages and V-trace: right, linear in time, over devices, and refused where wrong."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from scaling_out import collective_bytes, collectives
+from scaling_out import collectives
 from support import estimator_laws as family
 from support import peers
 from support.laws import assert_close
@@ -16,7 +16,7 @@ from support.rollouts import random_rollout
 from test_mutants import EXAMPLES
 
 import gae_jax
-from gae_jax import n_step_advantages, normalize, vtrace
+from gae_jax import n_step_advantages, vtrace
 
 T, N = 24, 16
 ROLLOUT = random_rollout(0, steps=T, batch=(N,), ends=0.1)
@@ -128,31 +128,6 @@ def test_vtrace_survives_extreme_ratios():
         assert np.isfinite(gradient(jnp.array([-300.0, -1e30, 1e30, 300.0]))).all()
 
 
-def test_normalize_over_devices():
-    """As if all entries were on one; three numbers a device are exchanged."""
-    x, mask = ROLLOUT.rewards + np.float32(5), np.random.default_rng(0).random((T, N)) < 0.7
-    mesh = Mesh(np.array(jax.devices()), ("all",))
-    fn = jax.shard_map(
-        lambda x, mask: normalize(x, mask, axis_name="all"), mesh=mesh, in_specs=P("all"), out_specs=P("all")
-    )
-    program = jax.jit(fn).lower(x, mask).compile()
-    assert_close([program(x, mask)], [normalize(x, mask)], rtol=1e-5)
-    assert collectives(program) == {"all-gather": 1}
-    assert collective_bytes(program) == 8 * 3 * 4
-
-
-def test_normalize_nothing_and_alike():
-    for x in (np.zeros((0, 3)), np.full((1, 1), 7.0), np.full((4, 2), 3.3)):
-        got = normalize(np.float32(x))
-        np.testing.assert_array_equal(got, np.zeros(x.shape))
-        assert np.isfinite(jax.grad(lambda x: jnp.sum(normalize(x) ** 2))(jnp.float32(x))).all()
-    np.testing.assert_array_equal(normalize(jnp.array([1.0, 2.0]), jnp.array([False, False])), 0)
-    np.testing.assert_array_equal(normalize(jnp.array([1.0, jnp.nan]), jnp.array([True, False])), 0)
-    half = normalize(jnp.array([1.0, 3.0], jnp.bfloat16))
-    assert half.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(half, jnp.array([-1.0, 1.0], jnp.bfloat16))
-
-
 GOOD = {"rewards": np.ones((4, 3)), "values": np.ones((5, 3)), "terminated": np.zeros((4, 3), bool), "gamma": 0.9}
 
 
@@ -172,10 +147,3 @@ GOOD = {"rewards": np.ones((4, 3)), "values": np.ones((5, 3)), "terminated": np.
 def test_bad_argument(fn, change, error, message):
     with pytest.raises(error, match=message):
         fn(**(GOOD | change))
-
-
-def test_bad_argument_of_normalize():
-    with pytest.raises(ValueError, match=r"`mask` must have shape \(2, 2\), that of `advantages`; got \(2,\)"):
-        normalize(np.ones((2, 2)), np.ones(2, bool))
-    with pytest.raises(ValueError, match="`axis_name` must be an axis of the mesh"):
-        normalize(np.ones((2, 2)), axis_name="all")

@@ -25,6 +25,7 @@ from gae_jax._affine_scan.affine_map import maps_of_rows
 from gae_jax._affine_scan.blocked import blocked
 from gae_jax._affine_scan.linear import linear_scan
 from gae_jax._affine_scan.pallas_tpu import is_narrow, pallas_tpu, why_not
+from gae_jax._affine_scan.placement import zeros_placed_like as zeros_placed_like
 from gae_jax._affine_scan.sharded import shard_index_and_count as shard_index_and_count
 from gae_jax._affine_scan.sharded import sharded
 
@@ -68,7 +69,7 @@ def affine_scan(
         return sharded(scan, step, init, xs, shared, reverse=reverse, axis_name=axis_name)
     if get_abstract_mesh().manual_axes:  # inside shard_map the carry must vary over the axes that the rows vary over
         first_row = jax.tree.map(lambda x: x[0], xs)
-        init = jnp.where(False, step(init, first_row, shared)[0], init)
+        init = init + zeros_placed_like(step(init, first_row, shared)[0])
     if implementation == "scan":
         return scan_rows(step, init, xs, shared, reverse=reverse)
     return _differentiable(step, init, xs, shared, reverse, implementation)
@@ -140,7 +141,7 @@ def _tangents(
         _, d_ys = _jvp(all_rows, primals, (d_entering, *d_inputs))
         return d_last, d_ys
 
-    d_init = jnp.zeros_like(init) if isinstance(d_init, SymbolicZero) else d_init
+    d_init = zeros_placed_like(init) if isinstance(d_init, SymbolicZero) else d_init
     d_inputs = jax.tree.map(lambda dx: None if isinstance(dx, SymbolicZero) else dx, (d_xs, d_shared))
     return linear(entering, xs, shared, d_init, d_inputs)
 

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec, get_abstract_mesh
 
-from gae_jax._affine_scan.versions import struct_varying_like
+from gae_jax._affine_scan.placement import reshard, struct_placed_like
 
 MOST_LANES = 2048  # in a block: with fewer, the loop costs more than its work; with more, registers run out
 FEWEST_LANES = 16  # a vector has 128 lanes: a narrower batch leaves most of them empty
@@ -63,7 +63,7 @@ def _on_every_device(kernel: Callable[..., Any], init: Array, xs: Any, shared: A
     specs = batch, jax.tree.map(lambda _: rows, xs), jax.tree.map(lambda _: batch, shared)
     split = jax.shard_map(kernel, mesh=mesh, in_specs=specs, out_specs=(batch, rows), check_vma=False)
     shardings = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
-    return lambda *operands: split(*jax.tree.map(jax.reshard, operands, shardings))
+    return lambda *operands: split(*jax.tree.map(reshard, operands, shardings))
 
 
 def _flat(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
@@ -89,8 +89,8 @@ def _kernel(
     length, lanes = jax.tree.leaves(rows)[0].shape
     _, y = jax.eval_shape(step, init, jax.tree.map(lambda x: x[:1], rows), shared)
     outputs = (
-        struct_varying_like((1, lanes), init.dtype, init),
-        jax.tree.map(lambda x: struct_varying_like((length, lanes), x.dtype, init), y),
+        struct_placed_like((1, lanes), init.dtype, init),
+        jax.tree.map(lambda x: struct_placed_like((length, lanes), x.dtype, init), y),
     )
     inputs = init, rows, shared
     flags = sum(jax.tree.leaves(is_flag))

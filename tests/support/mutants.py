@@ -231,9 +231,9 @@ SPLIT_MUTANTS = (  # laws of `gae` with time split
     Mutant("masked_pieces_apart", GAE, "return scan(last_live,", "return affine_scan(last_live,", SEAMS),
 )
 
-N_STEP, VTRACE, NORMALIZE = "_n_step.py", "_vtrace.py", "_normalize.py"
+N_STEP, VTRACE = "_n_step.py", "_vtrace.py"
 WINDOWS, IMPALA = ("n_steps_are_a_sum_of_n_deltas",), ("vtrace_is_its_definition",)
-NORMAL, DEAD = ("normalized_over_live_entries",), ("nothing_dead_leaks",)
+DEAD = ("nothing_dead_leaks",)
 ON_POLICY = ("on_policy_vtrace_is_gae",)
 
 FAMILY_MUTANTS = (
@@ -255,15 +255,6 @@ FAMILY_MUTANTS = (
     Mutant("the_error_for_the_advantage", VTRACE, "as_given(pg_rho * advantages", "as_given(rho * advantages", IMPALA),
     Mutant("bootstraps_from_vs", VTRACE, "h = value + own_lambda *", "h = value +", (*IMPALA, *ON_POLICY)),
     Mutant("log_rho_of_a_dead_row", VTRACE, "jnp.where(transitions.mask, log_rho, 0)", "log_rho", DEAD),
-    Mutant("mean_over_dead_entries", NORMALIZE, "jnp.where(live, x - typical, 0)", "x - typical", NORMAL),
-    Mutant("divided_by_the_variance", NORMALIZE, "(deviation + epsilon)", "(variance + epsilon)", NORMAL),
-    Mutant(
-        "one_entry_too_few",
-        NORMALIZE,
-        "entries = jnp.maximum(jnp.sum(counts), 1)",
-        "entries = jnp.sum(counts) - 1",
-        NORMAL,
-    ),
 )
 
 
