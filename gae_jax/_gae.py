@@ -25,10 +25,10 @@ from gae_jax._rollout import (
 
 
 class GAEOutput(NamedTuple):
-    """What `gae` returns, in the shape of `rewards`."""
+    """The result of `gae` and `vtrace`: two arrays in the shape of `rewards`."""
 
-    advantages: Array  # A_t
-    targets: Array  # A_t + V(s_t), the λ-return: what to fit the values to
+    advantages: Array  # A_t, the weights of the policy gradient
+    targets: Array  # the regression targets of the critic; of `gae`, the λ-return A_t + V(s_t)
 
 
 with contextlib.suppress(ValueError):  # where this module is reloaded, the name is taken
@@ -55,50 +55,51 @@ def gae(
         δ_t = r_t + γ V(s_{t+1}) - V(s_t)
         A_t = δ_t + γ λ A_{t+1}
 
-    where V(s_{t+1}) is 0 after a terminated transition, the value of the final observation after a truncated one, and
-    A_{t+1} is 0 after either. `T` is the number of transitions; `*B` are any batch axes: workers, agents, rewards.
+    `T` is the number of transitions, t = 0 ... T-1; `*B` are any batch axes: workers, agents, reward channels. After a
+    terminated transition, 0 stands for V(s_{t+1}) and A_{t+1}. After a truncated transition, the value of the final
+    observation stands for V(s_{t+1}), and 0 for A_{t+1}.
 
-    Pure, compiled with `jax.jit`, and right inside jit, vmap, grad, scan and shard_map. Nothing is detached: where a
-    loss should not be differentiated through its targets, wrap them in `jax.lax.stop_gradient`.
+    The function is pure and compiled with `jax.jit`. It works inside jit, vmap, grad, scan and shard_map. It contains
+    no `jax.lax.stop_gradient`: a loss that calls `gae` detaches the results itself.
 
     Args:
       rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
-      values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
-      terminated: `[T, *B]`, bool or 0 and 1: transition t ended the episode, so nothing of value follows.
-      truncated: `[T, *B]`, bool or 0 and 1: transition t cut the episode off, at a time limit say: value follows, but
-        row t+1 belongs to another episode. Where both are set, `terminated` wins.
-      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to `[T, *B]`: `[N]` is one per worker,
-        `[T, 1]` one per step.
-      lambda_: λ, in [0, 1], likewise: 0 is the one-step advantage δ_t; 1 is the Monte-Carlo return minus V(s_t). Where
-        they vary, A_t = δ_t + γ_t λ_t A_{t+1}, with δ_t = r_t + γ_t V(s_{t+1}) - V(s_t).
+      values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]`, V(s_0) ... V(s_{T-1}), together with
+        `bootstrap_value`.
+      terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode, and nothing of value follows.
+      truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
+        Value follows, but row t+1 belongs to another episode. Where both flags are set, `terminated` wins.
+      gamma: γ, the discount, in [0, 1]. A scalar, or an array that broadcasts to `[T, *B]`: `[N]` holds one γ per
+        worker, `[T, 1]` one γ per step.
+      lambda_: λ, in [0, 1], in the same shapes. λ = 0 gives δ_t; λ = 1 gives the Monte-Carlo return minus V(s_t). If γ
+        and λ vary over time, A_t = δ_t + γ_t λ_t A_{t+1} and δ_t = r_t + γ_t V(s_{t+1}) - V(s_t).
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
-      final_values: `[T, *B]`, the value of the final observation, the one before the reset; read only where truncated.
-        Without it a truncated row cannot be told what follows and is dropped: its advantage is 0, its target its value.
-      mask: `[T, *B]`, bool or 0 and 1: False where the row is no transition: padding, a prompt token, the filler row of
-        an auto-reset. The recursion skips it: the row before it sees the next live row. Its advantage is 0, its target
-        its value (0 if that is not finite).
-      time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for `[N, T]`.
-      axis_name: inside `jax.shard_map`, the axis of the mesh that time is split over: device i holds the i-th piece of
-        each array, and `T` is the length of a piece. V(s_T) is read on the last device, and what is exchanged does not
-        depend on `T`: one all-gather of two numbers a worker (and, where lambda_ varies over time, its seams).
-      implementation: of the scan over time: "scan", "blocked" or "pallas"; None chooses by the platform. Only "scan"
-        can run with a symbolic number of steps, as `jax.export` has it.
+      final_values: `[T, *B]`, the value of the final observation, which is the observation before the reset. Used only
+        where truncated. Without `final_values`, a truncated row is dropped: its advantage is 0, its target V(s_t).
+      mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition, but padding, a prompt token or a row that
+        only resets. The recursion skips the row, so the row before it continues with the next unmasked row. The
+        advantage of a masked row is 0. Its target is V(s_t), or 0 if V(s_t) is not finite.
+      time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`.
+      axis_name: inside `jax.shard_map`, the mesh axis that time is split over. Device i holds the i-th shard of each
+        array, and `T` is the length of a shard. V(s_T) is used on the last device only. The communication does not
+        depend on `T`: one all-gather of two numbers per worker, and one more exchange if lambda_ varies over time.
+      implementation: the scan over time: "scan" is a loop, "blocked" has no loop, "pallas" is a TPU kernel. None
+        chooses by the platform. Only "scan" supports a symbolic number of steps in `jax.export`.
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote
-      to: float64 under x64 only, since JAX reads float64 arrays as float32 otherwise. The recursion itself never runs
-      below float32.
+      to. JAX keeps float64 arrays only under x64. The recursion runs in float32 or wider.
 
-    What is not read may be NaN and changes no output and no gradient: final_values where not truncated, any input of a
-    masked row, the value that a terminated transition would have bootstrapped from. A number that is read and is not
-    finite stays within its episode; which results of the episode it reaches depends on the implementation.
-    `gae_jax.testing.check_rollout` finds such numbers.
+    Unused entries may be NaN; they affect neither outputs nor gradients. Unused are: all inputs of a masked row,
+    final_values where not truncated, the reward of a dropped row, and V(s_T) of a worker whose last unmasked transition
+    ended an episode. A used entry that is not finite affects its own episode only; which results of the episode it
+    reaches depends on the implementation. `gae_jax.testing.check_rollout` finds such entries.
 
     Raises:
-      TypeError: an argument is not an array of numbers, or not one of flags.
-      ValueError: a shape or name is not one of the above, gamma or lambda_ is a number outside [0, 1], T is 0,
-        final_values are given without truncated, or an integer array holds numbers that JAX's integers cannot hold.
-      NotImplementedError: an implementation that cannot run here.
+      TypeError: an argument is not an array of numbers or flags.
+      ValueError: a shape or a name is not one of the above; gamma or lambda_ is a number outside [0, 1]; T is 0;
+        `final_values` is given without `truncated`; or an integer array holds numbers that JAX's integers cannot hold.
+      NotImplementedError: the implementation cannot run here.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.
 
@@ -137,7 +138,20 @@ def _gae(rollout: Rollout, *, time_axis: int, axis_name: str | None, implementat
 
 @dataclasses.dataclass(frozen=True)
 class GAE:
-    """The estimator as an object: batch-major, with one flag for the end of an episode.
+    """Estimates advantages of batch-major rollouts, with one flag for the end of an episode.
+
+        δ_t = r_t + γ V(s_{t+1}) - V(s_t)
+        A_t = δ_t + γ λ A_{t+1}
+
+    This is `gae` without truncation: `done[i, t]` is the `terminated[t, i]` of `gae`, about the transition from s_t.
+
+    Attributes:
+      n_workers: the number of workers.
+      worker_steps: the number of transitions of each worker, T.
+      gamma: γ, the discount, in [0, 1].
+      lambda_: λ, in [0, 1].
+
+    Source: Schulman et al., 2015, arXiv:1506.02438, equation 16.
 
     >>> import numpy as np
     >>> estimate = GAE(n_workers=2, worker_steps=3, gamma=0.5, lambda_=0.5)
@@ -156,12 +170,16 @@ class GAE:
         """Computes the advantages of `n_workers` rollouts of `worker_steps` transitions each.
 
         Args:
-          done: `[n_workers, worker_steps]`; done[i, t] says that transition t of worker i ended its episode.
-          rewards: `[n_workers, worker_steps]`.
-          values: `[n_workers, worker_steps + 1]`; the last column holds V(s_T), the values after the last transition.
+          done: `[n_workers, worker_steps]`, bool or 0 and 1. True: transition t of worker i ended the episode.
+          rewards: `[n_workers, worker_steps]`, r_t, the reward of transition t.
+          values: `[n_workers, worker_steps + 1]`, V(s_0) ... V(s_T); the last column is the value of the state after
+            the last transition.
 
         Returns:
           The advantages, `[n_workers, worker_steps]`.
+
+        Raises:
+          TypeError, ValueError: as in `gae`.
         """
         shape = (self.n_workers, self.worker_steps)
         for name, x in {"done": done, "rewards": rewards}.items():

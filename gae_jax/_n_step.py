@@ -34,29 +34,33 @@ def n_step_advantages(
 ) -> Array:
     """Computes n-step advantages over a batch of rollouts.
 
-        A_t^(n) = r_t + γ r_{t+1} + ... + γ^(n-1) r_{t+n-1} + γ^n V(s_{t+n}) - V(s_t)
+        A_t^{(n)} = r_t + γ r_{t+1} + ... + γ^{n-1} r_{t+n-1} + γ^n V(s_{t+n}) - V(s_t)
 
-    where the sum ends early at the end of an episode, as in `gae`, and at the end of the rollout, with V(s_T). With
-    n = 1 it is δ_t; with n >= T it is `gae` with λ = 1; and `gae` is (1 - λ) (A^(1) + λ A^(2) + λ² A^(3) + ...).
+    `T` is the number of transitions, t = 0 ... T-1; `*B` are any batch axes. The sum stops where the episode ends, as
+    in `gae`, and at the end of the rollout, with V(s_T). n = 1 gives the TD error δ_t; n >= T gives `gae` with λ = 1.
+    For every λ, `gae` is the average (1 - λ) (A^(1) + λ A^(2) + λ² A^(3) + ...).
 
     Args:
-      rewards: `[T, *B]`, as in `gae`.
-      values: `[T+1, *B]`, or `[T, *B]` together with `bootstrap_value`.
-      terminated: `[T, *B]`, flags.
-      truncated: `[T, *B]`, flags; without `final_values` such a row is dropped: its advantage is 0.
-      n: the number of steps, at least 1; may exceed T. The cost is min(n, T) passes over the rollout.
-      gamma: γ, a scalar or an array that broadcasts to `[T, *B]`.
-      bootstrap_value: `[*B]`, V(s_T).
-      final_values: `[T, *B]`, the value of the final observation; read only where truncated.
-      mask: `[T, *B]`, False where the row is no transition: skipped, not counted among the n, and its advantage 0.
-      time_axis: the axis of time. There is no axis_name: time cannot be split over devices here.
+      rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
+      values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
+      terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
+      truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
+        Without `final_values`, a truncated row is dropped: its advantage is 0.
+      n: the number of steps, at least 1. The cost is min(n, T) passes over the rollout.
+      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to `[T, *B]`.
+      bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
+      final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
+      mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition. The recursion skips the row and does not
+        count it among the n steps. The advantage of a masked row is 0.
+      time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`. Time cannot be split over devices:
+        this function has no `axis_name`.
 
     Returns:
       The advantages, in the shape of `rewards` and in the dtype that the floating-point arrays promote to.
 
     Raises:
-      TypeError, ValueError: as `gae` does; also for n that is no integer, or less than 1.
-      NotImplementedError: the number of steps is symbolic, as `jax.export` has it.
+      TypeError, ValueError: as in `gae`; also if n is not an integer, or less than 1.
+      NotImplementedError: the number of steps is symbolic, in `jax.export`.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11 to 15.
 

@@ -21,25 +21,25 @@ def normalize(
     axis_name: AxisNames | None = None,
     epsilon: ArrayLike = 1e-8,
 ) -> Array:
-    """Subtracts the mean and divides by the standard deviation, both taken over all unmasked entries.
+    """Standardizes advantages: subtracts the mean and divides by the standard deviation of all unmasked entries.
 
         (A - mean(A)) / (std(A) + epsilon)
 
-    Pure and compiled with `jax.jit`; works inside jit, vmap, grad and shard_map. Gradients flow through the mean and
-    the standard deviation.
+    The function is pure and compiled with `jax.jit`. It works inside jit, vmap, grad and shard_map. Gradients flow
+    through the mean and the standard deviation.
 
     Args:
       advantages: an array of any shape, floating-point or integer.
-      mask: an array of the same shape, bool or 0 and 1: False where an entry does not count. A masked entry may be NaN;
-        the result is 0 there.
-      axis_name: inside `jax.shard_map`, the name of a mesh axis, or a tuple of names: the mean and the standard
-        deviation are taken over the entries of all devices along these axes. An axis of `jax.pmap` or `jax.vmap` works
-        too. The communication is at most six all-reduces of one number, whatever the size of the array.
+      mask: an array of the same shape, bool or 0 and 1. False: the entry does not count, and may be NaN. Its result
+        is 0.
+      axis_name: inside `jax.shard_map`, the name of a mesh axis, or a tuple of names. The mean and the standard
+        deviation are then taken over the entries of all devices along these axes. An axis of `jax.pmap` or `jax.vmap`
+        works too. The communication is at most six all-reduces of one number, whatever the size of the array.
       epsilon: a number, at least 0, added to the standard deviation.
 
     Returns:
       The standardized advantages, in the shape of `advantages` and in its dtype if that is floating-point; an integer
-      array gives float32, or float64 under x64. They are computed in float32 at least. Where all unmasked entries are
+      array gives float32, or float64 under x64. The computation runs in float32 or wider. If all unmasked entries are
       equal, the result is 0. A NaN in an unmasked entry makes the whole result NaN, and so does a sum of the entries
       that overflows.
 

@@ -48,34 +48,37 @@ def vtrace(
         vs_t = V(s_t) + ρ_t (r_t + γ V(s_{t+1}) - V(s_t)) + γ c_t (vs_{t+1} - V(s_{t+1}))
         A_t = min(w_t, clip_pg_rho) (r_t + γ ((1 - λ) V(s_{t+1}) + λ vs_{t+1}) - V(s_t))
 
-    where w_t = π(a_t | s_t) / μ(a_t | s_t), ρ_t = min(w_t, clip_rho), c_t = λ min(w_t, clip_c). On-policy, with w_t = 1
-    and no clip below 1, it is `gae`.
+    with w_t = π(a_t | s_t) / μ(a_t | s_t), ρ_t = min(w_t, clip_rho) and c_t = λ min(w_t, clip_c). The trained policy is
+    π, and μ is the policy that acted. If w_t = 1 everywhere and no clip is below 1, the result is the result of `gae`.
+    `T` is the number of transitions, t = 0 ... T-1; `*B` are any batch axes.
 
     Args:
-      rewards: `[T, *B]`, as in `gae`.
-      values: `[T+1, *B]`, or `[T, *B]` together with `bootstrap_value`.
-      terminated: `[T, *B]`, flags.
-      truncated: `[T, *B]`, flags; without `final_values` such a row is dropped: advantage 0, target V(s_t).
-      log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t), where μ is the policy that acted.
-      gamma: γ, a scalar or an array that broadcasts to `[T, *B]`.
-      lambda_: λ, likewise; where it varies, c_t has that of its own row.
-      clip_rho: a positive number, the upper bound on the weight of a row's own TD error; it sets the fixed point of vs.
-      clip_c: a positive number, the upper bound on the weight of each later row; it sets the speed of convergence.
+      rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
+      values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
+      terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
+      truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
+        Without `final_values`, a truncated row is dropped: its advantage is 0, its target V(s_t).
+      log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t).
+      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to `[T, *B]`.
+      lambda_: λ, in [0, 1], in the same shapes. If λ varies over time, c_t uses λ_t.
+      clip_rho: a positive number, the upper bound on the weight of a row's own TD error. It sets the fixed point of vs.
+      clip_c: a positive number, the upper bound on the weight of each later row. It sets the speed of convergence.
       clip_pg_rho: a positive number, the upper bound on the weight of an advantage.
-      bootstrap_value: `[*B]`, V(s_T).
-      final_values: `[T, *B]`, the value of the final observation; read only where truncated.
-      mask: `[T, *B]`, False where the row is no transition, and skipped.
-      time_axis: the axis of time.
-      implementation: of the scan over time, as in `gae`. There is no axis_name: time cannot be split over devices here.
+      bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
+      final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
+      mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition, and the recursion skips it.
+      time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`. Time cannot be split over devices:
+        this function has no `axis_name`.
+      implementation: the scan over time, as in `gae`.
 
     Returns:
-      GAEOutput(advantages, targets): A_t for the policy's gradient, vs_t to fit the values to, as `gae` returns them.
+      GAEOutput(advantages, targets): A_t for the policy gradient, vs_t for the critic; shape and dtype as in `gae`.
 
-    Nothing is detached: wrap the results in `jax.lax.stop_gradient` where a loss should not be differentiated through
-    them. What `gae` does not read is not read here, and log_rhos of a masked row neither.
+    The function contains no `jax.lax.stop_gradient`: a loss that calls it detaches the results itself. Unused entries
+    may be NaN, as in `gae`; so may log_rhos of a masked row.
 
     Raises:
-      TypeError, ValueError, NotImplementedError: as `gae` does; also for log_rhos, and for a clip that is not positive.
+      TypeError, ValueError, NotImplementedError: as in `gae`; also for log_rhos, and if a clip is not positive.
 
     Source: Espeholt et al., 2018, arXiv:1802.01561, equations 1 and 2, and section 4.2; λ as in its remark 2.
 

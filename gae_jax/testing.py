@@ -63,6 +63,12 @@ class Report:
 def check_gae(fn: Callable[..., Any], *, tolerance: float | None = None) -> Report:
     """Runs a function that estimates advantages on small rollouts, and names the mistakes that it makes.
 
+        δ_t = r_t + γ V(s_{t+1}) - V(s_t)
+        A_t = δ_t + γ λ A_{t+1}
+
+    Each rollout has T transitions of N workers. The advantages are compared with a loop in float64 NumPy, and then with
+    the results of known mistakes.
+
     Args:
       fn: a function that is called with NumPy arrays by name, and returns the advantages `[T, N]`, 0 in masked rows.
         The names are the names of `gae`: rewards, values, terminated, truncated, final_values, mask (`[T, N]`),
@@ -306,30 +312,32 @@ def check_rollout(
 ) -> None:
     """Checks the numbers in a rollout; `gae` itself checks shapes and dtypes only.
 
-    Flags must be 0 or 1, gamma and lambda_ must lie in [0, 1], and all other numbers must be finite. Only the entries
-    that `gae` reads are checked: a masked row, final_values where not truncated, the reward of a dropped row, and
-    V(s_T) after an episode that ended may hold NaN.
+    Flags must be 0 or 1, gamma and lambda_ must lie in [0, 1], and all other numbers must be finite. Only entries that
+    `gae` uses are checked. Unused are: all inputs of a masked row, final_values where not truncated, the reward of a
+    dropped row, and V(s_T) of a worker whose last unmasked transition ended an episode. Unused entries may be NaN.
 
     Concrete arrays are checked at once. In a function under `checkify.checkify` or `chex.chexify`, each check is a
-    `checkify.check`. JAX refuses such a check in a function that is compiled without one of the two.
+    `checkify.check`. JAX raises an error for such a check in a function that is compiled without one of the two.
+
+    All arguments are arguments of `gae`; `T` is the number of transitions, `*B` are any batch axes.
 
     Args:
-      rewards: as in `gae`, and so is every other argument.
-      values: `[T+1, *B]`, or `[T, *B]` together with `bootstrap_value`.
-      terminated: `[T, *B]`.
-      truncated: `[T, *B]`.
+      rewards: `[T, *B]`, r_t.
+      values: `[T+1, *B]`, V(s_0) ... V(s_T); or `[T, *B]` together with `bootstrap_value`.
+      terminated: `[T, *B]`, bool or 0 and 1.
+      truncated: `[T, *B]`, bool or 0 and 1.
       gamma: γ, a scalar, or an array that broadcasts to `[T, *B]`.
-      lambda_: λ, likewise.
-      bootstrap_value: `[*B]`.
-      final_values: `[T, *B]`.
-      mask: `[T, *B]`.
-      time_axis: the axis of time.
+      lambda_: λ, in the same shapes.
+      bootstrap_value: `[*B]`, V(s_T).
+      final_values: `[T, *B]`, the values of the final observations.
+      mask: `[T, *B]`, bool or 0 and 1.
+      time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`.
       axis_name: inside `jax.shard_map`, the mesh axis that time is split over.
 
     Raises:
       ValueError: an entry is wrong. The message names the argument, the number of wrong entries, and the first of them
         by its index.
-      TypeError, ValueError: as `gae` does.
+      TypeError, ValueError: as in `gae`.
 
     >>> import jax.numpy as jnp
     >>> check_rollout(jnp.ones(3), jnp.array([0.5, jnp.nan, jnp.nan, 0.5]), jnp.zeros(3), gamma=0.9, lambda_=0.8)
