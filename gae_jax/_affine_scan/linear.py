@@ -44,15 +44,15 @@ def _solve(
         return jnp.concatenate([dh[1:], first[None]] if reverse else [first[None], dh[:-1]])
 
     def residual(dh: Array) -> Array:
-        return dh - a * entering(dh, zeros_placed_like(dh[0]))
+        return dh - a * entering(dh, zeros_placed_like(a[0]))
 
     def solve(_: Any, c: Array) -> Array:
-        return scan(_apply, zeros_placed_like(c[0]), AffineMap(a, c), (), reverse, implementation)[1]
+        return scan(_apply, zeros_placed_like(a[0]), AffineMap(a, c), (), reverse, implementation)[1]
 
     def transpose_solve(_: Any, ct: Array) -> Array:
-        return scan(_apply_transposed, zeros_placed_like(ct[0]), AffineMap(a, ct), (), not reverse, implementation)[1]
+        return scan(_apply_transposed, zeros_placed_like(a[0]), AffineMap(a, ct), (), not reverse, implementation)[1]
 
-    from_init = a * entering(zeros_placed_like(c), d_init)  # a_1 d_init in the first row, 0 in all others
+    from_init = a * entering(zeros_placed_like(a), d_init)  # a_1 d_init in the first row, 0 in all others
     dh = lax.custom_linear_solve(residual, c + from_init, solve, transpose_solve)
     return dh[0] if reverse else dh[-1], entering(dh, d_init)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import NamedSharding, PartitionSpec, get_abstract_mesh
+from jax.sharding import NamedSharding, PartitionSpec
 
 from gae_jax._affine_scan.placement import reshard, struct_placed_like
 
@@ -28,13 +28,14 @@ SUBLANES = 8  # rows in a tile
 
 def why_not(init: Array, xs: Any, shared: Any) -> str | None:
     """Says what keeps the kernel from running on these arrays, if anything does."""
-    mesh = get_abstract_mesh()
-    auto = [axis for axis in jax.typeof(init).sharding.mesh.auto_axes if mesh.shape[axis] > 1] if mesh.shape else []
-    if auto:
+    mesh = jax.typeof(init).sharding.mesh
+    if auto := [axis for axis in mesh.auto_axes if mesh.shape[axis] > 1]:
         return (
             "the compiler cannot split a kernel over the devices of a mesh: call it inside jax.shard_map, or make the "
             f"axes of the mesh Explicit; got Auto axes {auto}"
         )
+    if mesh.explicit_axes and mesh.manual_axes:
+        return f"inside jax.shard_map, all axes of the mesh must be Manual; got Explicit axes {mesh.explicit_axes}"
     for x in jax.tree.leaves((init, xs, shared)):
         if not all(isinstance(n, int) for n in x.shape):
             return f"the kernel needs known shapes; got {x.shape}"

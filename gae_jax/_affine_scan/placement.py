@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jax import Array
 
-reshard: Any = getattr(jax, "reshard", None) or getattr(jax.sharding, "reshard")  # the former from jax 0.8 on
+reshard: Any = getattr(jax, "reshard", None) or jax.sharding.reshard  # the former from jax 0.8 on
 
 
 def zeros_placed_like(x: Array) -> Array:
