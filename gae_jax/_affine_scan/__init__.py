@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import get_abstract_mesh
@@ -80,7 +81,7 @@ def check_implementation(implementation: str | None, operands: Any) -> None:
     if implementation not in (None, *IMPLEMENTATIONS):
         names = ", ".join(map(repr, IMPLEMENTATIONS))
         raise ValueError(f"`implementation` must be None or one of {names}; got {implementation!r}")
-    is_traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(operands))
+    is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(operands))
     if implementation == "pallas" and not is_traced and jax.default_backend() != "tpu":
         raise NotImplementedError(
             f"implementation='pallas' is for TPUs; this program is compiled for {jax.default_backend()}"

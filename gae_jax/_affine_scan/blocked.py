@@ -47,7 +47,7 @@ def _carries(maps: AffineMap, init: Array) -> tuple[Array, Array]:
     block_maps = lax.optimization_barrier(functools.reduce(compose, rows_of_blocks))
     last, entering_block = lax.optimization_barrier(_carries(block_maps, init))
     entering = _chain(rows_of_blocks[:-1], entering_block)
-    return last, jnp.stack(entering, axis=1).reshape(-1, *init.shape)[:length]
+    return last, lax.collapse(jnp.stack(entering, axis=1), 0, 2)[:length]
 
 
 def _in_blocks(maps: AffineMap, size: int) -> AffineMap:
@@ -55,7 +55,7 @@ def _in_blocks(maps: AffineMap, size: int) -> AffineMap:
     a, b = maps
     missing = [(0, -len(a) % size)] + [(0, 0)] * (a.ndim - 1)
     padded = AffineMap(jnp.pad(a, missing, constant_values=1), jnp.pad(b, missing))
-    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), padded)
+    return jax.tree.map(lambda x: x.reshape(len(x) // size, size, *x.shape[1:]), padded)
 
 
 def _unstacked(maps: AffineMap, axis: int) -> list[AffineMap]:

@@ -8,6 +8,7 @@ from jax import Array, lax
 
 from gae_jax._affine_scan.affine_map import AffineMap
 from gae_jax._affine_scan.placement import zeros_placed_like
+from gae_jax._affine_scan.versions import TRANSPOSES_ANY_SCAN
 
 
 def linear_scan(
@@ -15,7 +16,7 @@ def linear_scan(
 ) -> tuple[Array, Array]:
     """Scans from dh_0 = d_init; returns the last dh, and the dh that enters each row.
 
-    On CPUs, the loop of `jax.lax.scan` is its own best transpose. Elsewhere, `scan` solves a linear system.
+    `scan` solves a linear system, but on CPUs a plain `jax.lax.scan` is faster, and JAX transposes the loop itself.
     """
 
     def by_rows(a: Array, c: Array, d_init: Array) -> tuple[Array, Array]:
@@ -24,7 +25,7 @@ def linear_scan(
     def by_system(a: Array, c: Array, d_init: Array) -> tuple[Array, Array]:
         return _solve(scan, a, c, d_init, reverse, implementation)
 
-    if implementation is None:
+    if implementation is None and TRANSPOSES_ANY_SCAN:
         return lax.platform_dependent(a, c, d_init, cpu=by_rows, default=by_system)
     return by_system(a, c, d_init)
 

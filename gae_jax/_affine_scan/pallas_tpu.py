@@ -17,7 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gae_jax._affine_scan.placement import reshard, struct_placed_like
+from gae_jax._affine_scan.placement import struct_placed_like
+from gae_jax._affine_scan.versions import KERNELS_ON_EXPLICIT_AXES, reshard
 
 MOST_LANES = 2048  # in a block: with fewer, the loop costs more than its work; with more, registers run out
 FEWEST_LANES = 16  # a vector has 128 lanes: a narrower batch leaves most of them empty
@@ -36,6 +37,8 @@ def why_not(init: Array, xs: Any, shared: Any) -> str | None:
         )
     if mesh.explicit_axes and mesh.manual_axes:
         return f"inside jax.shard_map, all axes of the mesh must be Manual; got Explicit axes {mesh.explicit_axes}"
+    if mesh.explicit_axes and not KERNELS_ON_EXPLICIT_AXES:
+        return "on a mesh with Explicit axes, the kernel needs jax 0.9 or newer"
     for x in jax.tree.leaves((init, xs, shared)):
         if not all(isinstance(n, int) for n in x.shape):
             return f"the kernel needs known shapes; got {x.shape}"
