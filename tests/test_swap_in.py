@@ -313,7 +313,7 @@ def test_table_states_what_differs(monkeypatch, targets_first):
     assert row[f"{second} differ by"] == "0.0e+00 of 0"
     assert row["return, theirs"] == "2 ± 1"
     assert row["return, with gae"] == "2.5 ± 1"
-    assert row["iteration, theirs"] == "500.0 ms"
+    assert row["iteration, theirs"] == "500 ms"
     assert row["with gae / theirs"] == "0.50"
 
 
