@@ -47,7 +47,7 @@ def with_equations(docstring: str) -> str:
 def displayed(lines: str) -> str:
     """Returns equations in MathJax's syntax, to which the docstrings keep: Greek letters, subscripts, braces."""
     if re.search(r"[_^]\(", lines):
-        raise ValueError(f"a subscript or superscript of several characters stands in braces: {lines}")
+        raise SystemExit(f"a subscript or superscript of several characters stands in braces, s_{{t+1}}; got\n{lines}")
     rows = [aligned(WORD.sub(upright, line.strip())) for line in lines.splitlines()]
     return "<div>" + html.escape(r"\[\begin{aligned}" + r" \\ ".join(rows) + r"\end{aligned}\]") + "</div>\n"
 
