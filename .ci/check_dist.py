@@ -16,7 +16,8 @@ assert package <= in_wheel, f"not in {wheel.name}: {package - in_wheel}"
 assert not others, f"not of the package, in {wheel.name}: {others}"
 
 (sdist,) = directory.glob("*.tar.gz")
-in_sdist = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+with tarfile.open(sdist) as archive:
+    in_sdist = {name.partition("/")[2] for name in archive.getnames()}
 wanted = package | {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py", "examples/brax_ppo.py"}
 assert wanted <= in_sdist, f"not in {sdist.name}: {wanted - in_sdist}"
 print(f"{len(package)} files of the package in {wheel.name} and {sdist.name}")
