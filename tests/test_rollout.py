@@ -1,5 +1,6 @@
-"""The arguments in canonical form: what a call depends on, and what a number that is not finite reaches."""
+"""The arguments of the estimators: errors that name the argument, dtypes, and what a call depends on."""
 
+import functools
 import importlib
 from typing import Any
 
@@ -7,16 +8,322 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.laws import assert_close, flags_of
+from support.oracle import oracle
 from support.rollouts import random_rollout
+from support.versions import enable_x64
 
 import gae_jax
-from gae_jax import gae, n_step_advantages
+from gae_jax import GAE, gae, n_step_advantages, normalize, vtrace
 
-T, N = 12, 4
+pytestmark = pytest.mark.versions
+
+# Errors.
+
+T, N = 5, 3
+GOOD: dict[str, Any] = {
+    "rewards": np.zeros((T, N), np.float32),
+    "values": np.zeros((T + 1, N), np.float32),
+    "terminated": np.zeros((T, N), bool),
+    "gamma": 0.99,
+    "lambda_": 0.95,
+}
+SPLIT = GOOD | {"values": np.zeros((T, N), np.float32), "bootstrap_value": np.zeros(N, np.float32)}
+
+
+def zeros(*shape, dtype: Any = np.float32):
+    return np.zeros(shape, dtype)
+
+
+SHAPES = [
+    (
+        {"terminated": zeros(N, T)},
+        r"`terminated` must have shape \(5, 3\).* got \(3, 5\)\. Time and batch look swapped",
+    ),
+    ({"terminated": zeros(T + 1, N)}, r"`terminated` must have shape \(5, 3\).* got \(6, 3\)\. It has a row too many"),
+    ({"terminated": zeros(T)}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(5,\)"),
+    ({"terminated": zeros(1, N)}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(1, 3\)"),
+    ({"terminated": False}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(\)"),
+    ({"truncated": zeros(T, 1)}, r"`truncated` must have shape \(5, 3\), that of `rewards`; got \(5, 1\)"),
+    ({"truncated": zeros(N, T)}, r"`truncated` .* Time and batch look swapped"),
+    (
+        {"final_values": zeros(T + 1, N), "truncated": zeros(T, N)},
+        r"`final_values` must have shape \(5, 3\).* It has a row too many",
+    ),
+    (
+        {"values": zeros(T, N)},
+        r"`values` must have shape \(6, 3\).* got \(5, 3\)\. Append V\(s_T\).* or pass `bootstrap_value`",
+    ),
+    ({"values": zeros(N, T + 1)}, r"`values` must have shape \(6, 3\).* got \(3, 6\)\. Time and batch look swapped"),
+    (
+        {"values": zeros(T, N + 1)},
+        r"`values` must have shape \(6, 3\).* got \(5, 4\)\. Time and batch look swapped.*time_axis=1",
+    ),
+    (
+        {"values": zeros(2, N)},
+        r"`values` must have shape \(6, 3\), that of `rewards` with T \+ 1 rows of time; got \(2, 3\)",
+    ),
+    ({"rewards": zeros()}, r"`rewards` must have an axis of time, shape \[T, \*B\]; got a scalar, shape \(\)"),
+    ({"rewards": zeros(0, N)}, r"`rewards` must hold at least one transition; got shape \(0, 3\), so T = 0"),
+    ({"time_axis": 2}, r"`time_axis` must be an axis of `rewards`, whose shape is \(5, 3\); got 2"),
+    ({"time_axis": -3}, r"`time_axis` must be an axis of `rewards`, whose shape is \(5, 3\); got -3"),
+]
+SPLIT_SHAPES = [
+    ({"values": zeros(T + 1, N)}, r"`values` must have shape \(5, 3\), .* got \(6, 3\)\. .* pass one of the two"),
+    (
+        {"bootstrap_value": zeros(1, N)},
+        r"`bootstrap_value` must have shape \(3,\).* got \(1, 3\)\. Drop its axis of length 1",
+    ),
+    (
+        {"bootstrap_value": zeros()},
+        r"`bootstrap_value` must have shape \(3,\), that of `rewards` without time; got \(\)",
+    ),
+    (
+        {"bootstrap_value": zeros(T)},
+        r"`bootstrap_value` must have shape \(3,\), that of `rewards` without time; got \(5,\)",
+    ),
+]
+TYPES = [
+    ({"rewards": None}, r"`rewards` must be an array of numbers; got NoneType"),
+    ({"values": [[0.0] * N] * (T + 1)}, r"`values` must be an array of numbers; got list"),
+    ({"terminated": None}, r"`terminated` must be an array of flags; got NoneType"),
+    ({"mask": np.full((T, N), None)}, r"`mask` must be an array of flags; got dtype object"),
+    ({"rewards": np.full((T, N), "1")}, r"`rewards` must be an array of numbers; got dtype <U1"),
+    ({"rewards": zeros(T, N, dtype=bool)}, r"`rewards` must hold floating-point numbers or integers; got dtype bool"),
+    ({"values": zeros(T + 1, N, dtype=np.complex64)}, r"`values` must hold floating-point .* got dtype complex64"),
+    (
+        {"terminated": zeros(T, N, dtype=np.complex64)},
+        r"`terminated` must hold flags, bool or 0 and 1; got dtype complex64",
+    ),
+    ({"gamma": [0.9] * N}, r"`gamma` must be an array of numbers; got list"),
+    ({"time_axis": 1.0}, r"`time_axis` must be an integer; got 1.0"),
+    ({"time_axis": "time"}, r"`time_axis` must be an integer; got 'time'"),
+    ({"gamma": None}, r"`gamma` must be an array of numbers; got NoneType"),
+    ({"gamma": True}, r"`gamma` must hold floating-point numbers or integers; got dtype bool"),
+    ({"lambda_": "0.95"}, r"`lambda_` must be an array of numbers; got str"),
+    ({"time_axis": [0]}, r"`time_axis` must be an integer; got \[0\]"),
+    ({"axis_name": ["time"]}, r"`axis_name` must be a string; got \['time'\]"),
+    ({"implementation": ["scan"]}, r"`implementation` must be a string; got \['scan'\]"),
+    ({"values": np.ma.zeros((T + 1, N))}, r"`values` must be an array of numbers; got MaskedArray"),
+    ({"mask": np.ma.zeros((T, N), bool)}, r"`mask` must be an array of flags; got MaskedArray"),
+    ({"rewards": zeros(T, N, dtype=[("r", "f4")])}, r"`rewards` must be an array of numbers; got dtype \[\('r'"),
+    ({"mask": zeros(T, N, dtype=[("m", "?")])}, r"`mask` must be an array of flags; got dtype \[\('m'"),
+    *(
+        ({name: jnp.zeros((T, N), dtype)}, rf"`{name}` must hold .*; got dtype {dtype.dtype.name}")
+        for name in ("rewards", "terminated", "gamma")
+        for dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2)
+    ),
+    ({"rewards": np.zeros((T, N), jnp.float8_e4m3fn)}, r"`rewards` must hold .*; got dtype float8_e4m3fn"),
+]
+DROPPED = [({"final_values": zeros(T, N)}, r"`final_values` is read only where `truncated` is set: pass `truncated`")]
+WRAPPED = [
+    ({"rewards": np.full((T, N), x)}, r"`rewards` holds integers that .* cannot hold.*convert them to floating point")
+    for x in (2**40, 2**31, -(2**31) - 1, np.uint64(2**32))
+]
+NAMES = [
+    (
+        {"axis_name": "time"},
+        r"`axis_name` must be an axis of the mesh, inside a jax\.shard_map .*; got 'time', which no",
+    ),
+    ({"implementation": "cuda"}, r"`implementation` must be None or one of 'scan', 'blocked', 'pallas'; got 'cuda'"),
+]
+RANGES = [
+    ({name: x}, rf"`{name}` must lie in \[0, 1\]; got {x}")
+    for name in ("gamma", "lambda_")
+    for x in (1.5, -0.1, 99, 10**400, float("nan"), np.float32(1.5), np.float64(-0.5), np.int64(2), np.array(1.5))
+]
+NOT_HERE = [({"implementation": "pallas"}, r"implementation='pallas' is for TPUs")]
+CASES = [
+    *((GOOD | change, ValueError, message) for change, message in SHAPES + NAMES + RANGES + DROPPED + WRAPPED),
+    *((SPLIT | change, ValueError, message) for change, message in SPLIT_SHAPES),
+    *((GOOD | change, TypeError, message) for change, message in TYPES),
+    *((GOOD | change, NotImplementedError, message) for change, message in NOT_HERE),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), CASES, ids=[message for _, _, message in CASES])
+def test_bad_argument(arguments, error, message):
+    with pytest.raises(error, match=message):
+        gae(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [GOOD, SPLIT])
+def test_good_arguments_are_accepted(arguments):
+    assert gae(**arguments).advantages.shape == (T, N)
+
+
+def test_batch_major_arrays_by_mistake():
+    """[N, T] throughout, with values [N, T+1]: only `values` shows the mistake."""
+    with pytest.raises(ValueError, match=r"`values` .*time_axis=1"):
+        gae(zeros(N, T), zeros(N, T + 1), zeros(N, T), gamma=0.99, lambda_=0.95)
+
+
+def test_integers_of_64_bits_that_fit_are_accepted():
+    """JAX reads them as int32 without x64, and 2 ** 40 as 0. Under x64, it reads them as they are."""
+    fits, not_in_32_bits = np.full((T, N), 2**31 - 1), np.full((T, N), 2**40)
+    np.testing.assert_array_equal(gae(**GOOD | {"rewards": fits, "lambda_": 0.0}).advantages, np.float32(2**31))
+    with enable_x64(True):
+        advantages = gae(**GOOD | {"rewards": not_in_32_bits, "lambda_": 0.0}).advantages
+    np.testing.assert_array_equal(advantages, np.float32(2**40))
+    with pytest.raises(ValueError, match="`advantages` holds integers that int32 cannot hold, and JAX reads int64"):
+        normalize(not_in_32_bits)
+
+
+@pytest.mark.parametrize("estimate", [vtrace, n_step_advantages], ids=["vtrace", "n_step_advantages"])
+def test_the_other_estimators_raise_the_same_errors(estimate):
+    arguments = {name: x for name, x in GOOD.items() if name != "lambda_"}
+    arguments |= {"log_rhos": zeros(T, N)} if estimate is vtrace else {"n": 2}
+    with pytest.raises(TypeError, match=r"`time_axis` must be an integer; got \[0\]"):
+        estimate(**arguments, time_axis=[0])
+    for change, message in DROPPED + WRAPPED:
+        with pytest.raises(ValueError, match=message):
+            estimate(**arguments | change)
+
+
+def test_errors_are_raised_while_tracing():
+    """Inside jit and vmap the message is the same, and nothing has run before."""
+    call = functools.partial(gae, gamma=0.99, lambda_=0.95)
+    with pytest.raises(ValueError, match=r"`values` must have shape \(6, 3\)"):
+        jax.eval_shape(jax.jit(call), zeros(T, N), zeros(T, N), zeros(T, N))
+    with pytest.raises(ValueError, match=r"`values` must have shape \(6,\)"):
+        jax.vmap(call, in_axes=1)(zeros(T, N), zeros(T, N), zeros(T, N))
+    with pytest.raises(ValueError, match=r"`lambda_` must lie in"):
+        jax.jit(lambda r: gae(r, zeros(T + 1), zeros(T), gamma=0.99, lambda_=2.0))(jnp.zeros(T))
+
+
+class TestGAE:
+    """Errors of the object name the arguments of the object."""
+
+    estimate = GAE(n_workers=N, worker_steps=T, gamma=0.99, lambda_=0.95)
+
+    @pytest.mark.parametrize(
+        ("done", "rewards", "values", "message"),
+        [
+            (
+                zeros(T, N),
+                zeros(N, T),
+                zeros(N, T + 1),
+                r"`done` must have shape \(3, 5\), \[n_workers, .* got \(5, 3\)",
+            ),
+            (zeros(N, T), zeros(T, N), zeros(N, T + 1), r"`rewards` must have shape \(3, 5\), .* got \(5, 3\)"),
+            (
+                zeros(N, T),
+                zeros(N, T),
+                zeros(N, T),
+                r"`values` must have shape \(3, 6\), .* got \(3, 5\)\. Append V\(s_T\)",
+            ),
+        ],
+    )
+    def test_shapes(self, done, rewards, values, message):
+        with pytest.raises(ValueError, match=message):
+            self.estimate(done, rewards, values)
+
+    def test_lists(self):
+        done, rewards, values = zeros(N, T), zeros(N, T), zeros(N, T + 1)
+        with pytest.raises(TypeError, match="`done` must be an array of flags; got list"):
+            self.estimate(done.tolist(), rewards, values)
+        with pytest.raises(TypeError, match="`rewards` must be an array of numbers; got list"):
+            self.estimate(done, rewards.tolist(), values)
+        with pytest.raises(TypeError, match="`values` must be an array of numbers; got list"):
+            self.estimate(done, rewards, values.tolist())
+
+    def test_range(self):
+        with pytest.raises(ValueError, match=r"`gamma` must lie in \[0, 1\]; got 9"):
+            GAE(N, T, 9, 0.95)(zeros(N, T), zeros(N, T), zeros(N, T + 1))
+
+
+# Dtypes.
+
+TYPED = random_rollout(7, steps=12, batch=(4,), ends=0.2, dead=0.1)
+WANT_TYPED = oracle(**TYPED.arguments())
+
+
+def test_float64_under_x64():
+    with enable_x64(True):
+        output = gae(**TYPED.map_arrays(lambda x: x if x.dtype == bool else x.astype(np.float64)).arguments())
+        assert output.advantages.dtype == output.targets.dtype == jnp.float64
+        assert_close(output, WANT_TYPED, rtol=1e-14)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_float32_stays_float32(x64):
+    with enable_x64(x64):
+        output = gae(**TYPED.arguments())
+        assert output.advantages.dtype == output.targets.dtype == jnp.float32
+        assert_close(output, WANT_TYPED)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.uint8, np.float32])
+def test_flags_of_any_kind(dtype):
+    arguments = TYPED.arguments() | {k: v.astype(dtype) for k, v in flags_of(TYPED).items() if v is not None}
+    assert_close(gae(**arguments), WANT_TYPED)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_floats_in_and_out_but_not_between(dtype):
+    """The result is that of float32 arithmetic on the rounded inputs, rounded once."""
+    rounded = TYPED.map_arrays(lambda x: x if x.dtype == bool else x.astype(dtype))
+    wide = rounded.map_arrays(lambda x: x if x.dtype == bool else x.astype(np.float32))
+    output = gae(**rounded.arguments())
+    assert output.advantages.dtype == output.targets.dtype == dtype
+    for got, want in zip(output, gae(**wide.arguments()), strict=True):
+        np.testing.assert_array_equal(got, want.astype(dtype))
+
+
+def test_floats_promote_and_integers_do_not_take_part():
+    arguments: dict[str, Any] = TYPED.arguments() | {"rewards": np.arange(48, dtype=np.int32).reshape(12, 4)}
+    assert_close(gae(**arguments), oracle(**arguments))
+    arguments |= {"values": TYPED.values.astype(jnp.bfloat16)}
+    output = gae(**arguments)
+    assert output.advantages.dtype == jnp.float32  # of final_values
+    assert_close(output, oracle(**arguments))
+
+
+def test_jax_arrays_equal_numpy_arrays():
+    arguments: dict[str, Any] = {k: x if x is None else jnp.asarray(x) for k, x in TYPED.arguments().items()}
+    for got, want in zip(gae(**arguments), gae(**TYPED.arguments()), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_weak_types_do_not_promote():
+    """A bootstrap value of 0.0 does not widen bfloat16."""
+    rewards = jnp.ones((3,), jnp.bfloat16)
+    output = gae(rewards, rewards, rewards == 0, gamma=0.5, lambda_=0.5, bootstrap_value=0.0)
+    assert output.advantages.dtype == jnp.bfloat16
+
+
+def test_integers_alone_give_floats():
+    output = gae(np.arange(3), np.arange(4), np.zeros(3, int), gamma=1, lambda_=1)
+    assert output.advantages.dtype == jnp.float32
+    np.testing.assert_array_equal(output.targets, [6, 6, 5])
+
+
+def test_gamma_is_not_rounded_to_the_type_of_the_rewards():
+    """0.999 is 1.0 in bfloat16: with lambda 1 and without an end, the results would differ."""
+    rewards = jnp.zeros((1000,), jnp.bfloat16)
+    output = gae(rewards, rewards, rewards != 0, gamma=0.999, lambda_=1.0, bootstrap_value=jnp.bfloat16(1))
+    np.testing.assert_allclose(output.advantages[0].astype(np.float32), 0.999**1000, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("gamma", "lambda_"), [(0.99, 0.95), (0.999, 0.99)])
+def test_no_drift_over_a_long_rollout_in_bfloat16(gamma, lambda_):
+    """The error of the recursion is below 2% of the root mean square of the advantages."""
+    rng = np.random.default_rng(0)
+    rewards, values = (rng.normal(size=(n, 2)).astype(jnp.bfloat16) for n in (4096, 4097))
+    terminated = np.zeros((4096, 2), bool)
+    got = gae(rewards, values, terminated, gamma=gamma, lambda_=lambda_).advantages
+    want, _ = oracle(rewards, values, terminated, gamma=gamma, lambda_=lambda_)
+    assert got.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(got, np.float64) - want).max() < 0.02 * np.sqrt(np.mean(want**2))
+
+
+# What a call depends on.
+
+STEPS, WORKERS = 12, 4
 # Episodes end in rows 3 and 7 of every worker, by termination or truncation.
-ENDS = np.broadcast_to(np.isin(np.arange(T), (3, 7))[:, None], (T, N))
-ROLLOUT = random_rollout(0, steps=T, batch=(N,), gamma="both", lambda_="both").replace(
-    terminated=ENDS & (np.arange(N) % 2 == 0), truncated=ENDS & (np.arange(N) % 2 == 1)
+ENDS = np.broadcast_to(np.isin(np.arange(STEPS), (3, 7))[:, None], (STEPS, WORKERS))
+ROLLOUT = random_rollout(0, steps=STEPS, batch=(WORKERS,), gamma="both", lambda_="both").replace(
+    terminated=ENDS & (np.arange(WORKERS) % 2 == 0), truncated=ENDS & (np.arange(WORKERS) % 2 == 1)
 )
 
 
@@ -25,7 +332,7 @@ ROLLOUT = random_rollout(0, steps=T, batch=(N,), gamma="both", lambda_="both").r
 @pytest.mark.parametrize("estimator", ["gae", "vtrace", "n_step_advantages"])
 def test_a_number_that_is_not_finite_stays_within_its_episode(estimator, implementation, parameter):
     """Also where gamma or lambda_ is 0, where the implementations differ in which rows of the episode it reaches."""
-    rollout = ROLLOUT if parameter is None else ROLLOUT.replace(**{parameter: np.zeros((T, N), np.float32)})
+    rollout = ROLLOUT if parameter is None else ROLLOUT.replace(**{parameter: np.zeros((STEPS, WORKERS), np.float32)})
 
     def results(rollout):
         arguments = rollout.arguments()
@@ -41,7 +348,7 @@ def test_a_number_that_is_not_finite_stays_within_its_episode(estimator, impleme
         for x in (np.nan, np.inf):
             bad = getattr(rollout, name).copy()
             bad[7 if name == "final_values" else 5] = x
-            other_episodes = np.r_[0:4, 8:T]
+            other_episodes = np.r_[0:4, 8:STEPS]
             for g, w in zip(results(rollout.replace(**{name: bad})), want, strict=True):
                 np.testing.assert_array_equal(g[other_episodes], w[other_episodes])
 
@@ -78,5 +385,5 @@ def test_float64_arrays_give_float64_under_x64_only():
     arrays = {k: np.asarray(x, np.float64) for k, x in ROLLOUT.arguments().items() if k in ("rewards", "values")}
     arguments = ROLLOUT.replace(**arrays, final_values=None, gamma=0.9, lambda_=0.8).arguments()
     assert gae(**arguments).advantages.dtype == jnp.float32
-    with jax.enable_x64(True):
+    with enable_x64(True):
         assert gae(**arguments).advantages.dtype == jnp.float64

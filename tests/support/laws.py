@@ -1,8 +1,7 @@
-"""What must hold of Generalized Advantage Estimation, whoever computes it.
+"""The laws of Generalized Advantage Estimation, as functions of a library and a rollout.
 
-A law takes the library, or a mutant of it, and a rollout, and raises an AssertionError where the library breaks it.
-test_laws.py holds the library to every law on hypothesis' rollouts; test_mutants.py holds every law to what it is for:
-that code which is subtly wrong does not pass it.
+A law raises an AssertionError where the library breaks it. `test_gae.py` checks the laws on random rollouts;
+`test_mutants.py` checks that each law detects the mistakes that it is there to detect.
 """
 
 import functools
@@ -18,25 +17,25 @@ from support.rollouts import FLAGS, PARAMETERS, Rollout
 
 
 class Library(NamedTuple):
-    """What a law asks of a library."""
+    """What a law reads of a library."""
 
     gae: Callable[..., Any]
 
 
 def matches_oracle(lib, rollout):
-    """The sum over every later delta, episode by episode, in float64."""
+    """The oracle: the sum over all later TD errors, episode by episode, in float64."""
     assert_close(lib.gae(**rollout.arguments()), oracle(**rollout.arguments()))
 
 
-def bootstrap_value_is_the_last_value(lib, rollout):
-    """Both forms of `values` say the same."""
+def bootstrap_value_equals_the_last_row_of_values(lib, rollout):
+    """Values `[T+1]`, or `[T]` beside `bootstrap_value`, give the same result."""
     values, last_value = rollout.values[:-1], rollout.values[-1]
     split = lib.gae(**rollout.replace(values=values).arguments(), bootstrap_value=last_value)
     assert_close(split, lib.gae(**rollout.arguments()), rtol=0)
 
 
-def lambda_0_is_delta(lib, rollout):
-    """A = r + gamma V(s') - V, where V(s') is known from the flags of the same row."""
+def lambda_0_gives_td_errors(lib, rollout):
+    """With lambda 0, A_t is the TD error: r + gamma V(s') - V, where the flags of the row decide V(s')."""
     rollout = rollout.replace(lambda_=0.0, mask=None)
     values, next_values = rollout.values[:-1].astype(np.float64), rollout.values[1:].astype(np.float64)
     if rollout.final_values is not None:
@@ -47,15 +46,15 @@ def lambda_0_is_delta(lib, rollout):
     assert_close(lib.gae(**rollout.arguments()), (deltas, deltas + values))
 
 
-def lambda_1_is_monte_carlo(lib, rollout):
-    """The target is the discounted sum of the rewards to the end of the episode and of the value that is left there."""
+def lambda_1_gives_monte_carlo_returns(lib, rollout):
+    """With lambda 1, the target is the discounted sum of rewards up to the end of the episode, and the value there."""
     rollout = rollout.replace(lambda_=1.0, mask=None)
     if rollout.final_values is None:
         rollout = rollout.replace(truncated=None)
     gamma = rollout.full(rollout.gamma)
     returns = np.zeros(rollout.rewards.shape)
     for t in range(rollout.steps):
-        discount = np.ones(rollout.rewards.shape[1:])  # 0 once the episode is over
+        discount = np.ones(rollout.rewards.shape[1:])  # 0 after the end of the episode
         for k in range(t, rollout.steps):
             returns[t] += discount * rollout.rewards[k]
             discount = discount * gamma[k] * ~rollout.terminated[k]
@@ -66,8 +65,8 @@ def lambda_1_is_monte_carlo(lib, rollout):
     assert_close(lib.gae(**rollout.arguments()), (returns - rollout.values[:-1], returns))
 
 
-def a_cut_rollout_equals_the_uncut_one(lib, rollout):
-    """The earlier piece needs to know of the later one only V + lambda A of its first live row: its bootstrap value."""
+def split_rollout_equals_whole(lib, rollout):
+    """The earlier part bootstraps from V + lambda A of the first unmasked row of the later part."""
     whole = lib.gae(**rollout.arguments())
     lambda_ = rollout.full(rollout.lambda_)
     for k in range(1, rollout.steps):
@@ -85,8 +84,8 @@ def a_cut_rollout_equals_the_uncut_one(lib, rollout):
         assert_close([np.concatenate(pieces) for pieces in zip(early, late, strict=True)], whole)
 
 
-def a_batch_equals_its_workers(lib, rollout):
-    """Workers one by one, each as a single trajectory [T]."""
+def batch_equals_single_workers(lib, rollout):
+    """Each worker alone, as a single trajectory `[T]`, gives the same result as in the batch."""
     whole = lib.gae(**rollout.arguments())
     for worker in np.ndindex(rollout.rewards.shape[1:]):
         pick = (slice(None), *worker)
@@ -94,8 +93,8 @@ def a_batch_equals_its_workers(lib, rollout):
         assert_close(alone, [x[pick] for x in whole], rtol=1e-6)
 
 
-def a_masked_row_is_as_if_it_were_not_there(lib, rollout):
-    """Each worker's live rows alone give the same; a dead row has advantage 0 and for target its value."""
+def masked_rows_are_skipped(lib, rollout):
+    """Removing the masked rows changes no other row; a masked row has advantage 0, and its value as target."""
     whole = lib.gae(**rollout.arguments())
     np.testing.assert_array_equal(whole.advantages[~rollout.live], 0)
     np.testing.assert_array_equal(whole.targets[~rollout.live], rollout.values[:-1][~rollout.live])
@@ -109,13 +108,13 @@ def a_masked_row_is_as_if_it_were_not_there(lib, rollout):
 
 
 def parameters_broadcast(lib, rollout):
-    """A number for all, or one per worker or per step, is the same as an array that says it for every row."""
+    """gamma and lambda_ as numbers, by worker or by step equal the same written out for every row."""
     written_out = rollout.replace(**{name: rollout.full(getattr(rollout, name)) for name in PARAMETERS})
     assert_close(lib.gae(**rollout.arguments()), lib.gae(**written_out.arguments()), rtol=1e-6)
 
 
-def the_time_axis_may_be_any(lib, rollout):
-    """Wherever time is, the result is the same and lies the same way."""
+def any_time_axis(lib, rollout):
+    """Moving the axis of time moves it in the result, and changes nothing else."""
     whole = lib.gae(**rollout.arguments())
     for axis in range(-1, rollout.rewards.ndim):
         moved = rollout.map_arrays(lambda x, axis=axis: np.moveaxis(x, 0, axis))
@@ -123,31 +122,31 @@ def the_time_axis_may_be_any(lib, rollout):
         assert_close(output, [np.moveaxis(x, 0, axis) for x in whole], rtol=1e-6)
 
 
-def terminated_wins(lib, rollout):
-    """Where both flags are set, it is as if truncated were not."""
+def terminated_wins_over_truncated(lib, rollout):
+    """Where both flags are set, `truncated` has no effect."""
     if rollout.truncated is not None:
         only_one = rollout.replace(truncated=rollout.truncated & ~rollout.terminated)
         assert_close(lib.gae(**rollout.arguments()), lib.gae(**only_one.arguments()), rtol=0)
 
 
-def nothing_dead_leaks(lib, rollout: Rollout):
-    """What no formula reads may be NaN or infinite: no result changes, nor any gradient."""
+def unused_entries_affect_nothing(lib, rollout: Rollout):
+    """Unused entries may be NaN or infinite; they affect neither outputs nor gradients."""
     rollout = rollout.replace(**{name: np.array(rollout.full(getattr(rollout, name))) for name in PARAMETERS})
     live, ends = rollout.live, rollout.terminated
     if rollout.final_values is not None:
         ends = ends | rollout.truncated
-    nobody_reads_the_last_value = np.ones(rollout.rewards.shape[1:], bool)
+    last_value_is_unused = np.ones(rollout.rewards.shape[1:], bool)
     for t in range(rollout.steps):
-        nobody_reads_the_last_value = np.where(live[t], ends[t] | rollout.dropped[t], nobody_reads_the_last_value)
+        last_value_is_unused = np.where(live[t], ends[t] | rollout.dropped[t], last_value_is_unused)
     finals = rollout.final_values
-    dead_finals = True if rollout.truncated is None else ~(live & rollout.truncated & ~rollout.terminated)
+    unused_finals = True if rollout.truncated is None else ~(live & rollout.truncated & ~rollout.terminated)
     for poison in (np.float32(np.nan), np.float32(np.inf)):
         poisoned = rollout.replace(
             rewards=np.where(live & ~rollout.dropped, rollout.rewards, poison),
             gamma=np.where(live, rollout.gamma, poison),
             lambda_=np.where(live, rollout.lambda_, poison),
-            final_values=None if finals is None else np.where(dead_finals, poison, finals),
-            values=np.where(np.stack([*~live, nobody_reads_the_last_value]), poison, rollout.values),
+            final_values=None if finals is None else np.where(unused_finals, poison, finals),
+            values=np.where(np.stack([*~live, last_value_is_unused]), poison, rollout.values),
         )
         got, want = lib.gae(**poisoned.arguments()), lib.gae(**rollout.arguments())
         np.testing.assert_array_equal(got.advantages, want.advantages)
@@ -157,8 +156,8 @@ def nothing_dead_leaks(lib, rollout: Rollout):
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def gradients_are_those_of_the_definition(lib, rollout):
-    """A_t and its target are linear in the rewards, so the oracle's answer to a unit reward is the derivative."""
+def gradients_match_oracle(lib, rollout):
+    """Outputs are linear in the rewards, so the oracle's difference for one more unit of reward is the derivative."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(2, *rollout.rewards.shape)).astype(np.float32)
     base = oracle(**rollout.arguments())
@@ -173,7 +172,7 @@ def gradients_are_those_of_the_definition(lib, rollout):
 
 @functools.cache
 def gradient(lib):
-    """The gradient of the weighted sum of both outputs, with respect to every floating-point input."""
+    """Returns the gradient of a weighted sum of both outputs, with respect to all floating-point arguments."""
 
     def loss(inputs, flags, of_advantages, of_targets):
         output = lib.gae(**inputs, **flags)
@@ -192,22 +191,22 @@ def flags_of(rollout):
 
 LAWS = (
     matches_oracle,
-    bootstrap_value_is_the_last_value,
-    lambda_0_is_delta,
-    lambda_1_is_monte_carlo,
-    a_cut_rollout_equals_the_uncut_one,
-    a_batch_equals_its_workers,
-    a_masked_row_is_as_if_it_were_not_there,
+    bootstrap_value_equals_the_last_row_of_values,
+    lambda_0_gives_td_errors,
+    lambda_1_gives_monte_carlo_returns,
+    split_rollout_equals_whole,
+    batch_equals_single_workers,
+    masked_rows_are_skipped,
     parameters_broadcast,
-    the_time_axis_may_be_any,
-    terminated_wins,
-    nothing_dead_leaks,
-    gradients_are_those_of_the_definition,
+    any_time_axis,
+    terminated_wins_over_truncated,
+    unused_entries_affect_nothing,
+    gradients_match_oracle,
 )
 
 
 def assert_close(got, want, rtol=1e-5):
-    """Equal up to rtol, relative to the largest number there is: an advantage is a difference, and may be next to 0."""
+    """Asserts equality up to `rtol`, relative to the largest entry: an advantage is a difference, and may be near 0."""
     for g, w in zip(got, want, strict=True):
         w = np.asarray(w)
         np.testing.assert_allclose(g, w, rtol=0, atol=rtol * max(1.0, np.abs(w).max()))

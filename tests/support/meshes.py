@@ -1,4 +1,4 @@
-"""`gae` over a mesh of devices, to be called as if there were one."""
+"""Meshes of CPU devices, and `gae` with time split over one, called as without a mesh."""
 
 import functools
 import math
@@ -6,12 +6,18 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 
+def make_mesh(kind=AxisType.Auto, **axes):
+    """Returns a mesh of as many devices as the lengths of its axes ask for."""
+    devices = np.array(jax.devices()[: math.prod(axes.values())]).reshape(tuple(axes.values()))
+    return Mesh(devices, tuple(axes), axis_types=(kind,) * len(axes))
+
+
 def over_time(gae, devices, *, check_vma=True, **how):
-    """`gae` with time split over as many devices as divide it, up to `devices`; to be called as `gae` is."""
+    """Returns `gae` with time split over as many devices as divide the number of steps, at most `devices`."""
 
     def split(rewards, values, terminated, truncated=None, *, time_axis=0, bootstrap_value=None, **others):
         rewards, values = jnp.asarray(rewards), jnp.asarray(values)
@@ -33,19 +39,20 @@ def over_time(gae, devices, *, check_vma=True, **how):
 
 
 def _spec(shape, rewards, axis):
-    """Split time, where there is an axis of it: a parameter may lack axes in front."""
+    """Splits the axis of time, if the array has one: a parameter may lack the first axes of `rewards`."""
     missing = len(rewards) - len(shape)
     return P(*("time" if i + missing == axis and n == rewards[axis] else None for i, n in enumerate(shape)))
 
 
 @functools.cache
 def _compiled(gae, count, check_vma, specs, how):
-    mesh = Mesh(np.array(jax.devices()[:count]), ("time",))
     specs = dict(specs)
 
     def call(arguments, bootstrap_value):
         return gae(**arguments, bootstrap_value=bootstrap_value, **dict(how))
 
     return jax.jit(
-        jax.shard_map(call, mesh=mesh, in_specs=(specs, P()), out_specs=specs["rewards"], check_vma=check_vma)
+        jax.shard_map(
+            call, mesh=make_mesh(time=count), in_specs=(specs, P()), out_specs=specs["rewards"], check_vma=check_vma
+        )
     )

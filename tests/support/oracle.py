@@ -1,8 +1,8 @@
-"""Generalized Advantage Estimation by its definition: float64 NumPy, episode by episode, a sum over every later delta.
+"""Generalized Advantage Estimation by definition: float64 NumPy, episode by episode, a sum over all later TD errors.
 
     A_t = sum over k >= 0, to the end of the episode, of (gamma lambda)^k delta_{t+k}
 
-No recursion, no carry, and nothing of the library: an oracle that shares the idea of the code shares its bugs.
+No recursion, no carry, and nothing of the library: an oracle that shared the idea of the code would share its bugs.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def oracle(
     mask=None,
     n=None,
 ):
-    """Returns (advantages, targets) for time-major arrays [T, *B], worker by worker; with `n`, sums over n deltas."""
+    """Returns (advantages, targets) for time-major arrays [T, *B], worker by worker; with `n`, sums of n TD errors."""
     rewards, values = np.asarray(rewards, np.float64), np.asarray(values, np.float64)
     if bootstrap_value is None:
         values, bootstrap_value = values[:-1], values[-1]
@@ -55,7 +55,7 @@ def one_worker(rewards, values, gamma, lambda_, n, **boundaries):
 
 
 def vtrace_oracle(rewards, values, terminated, *, log_rhos, clip_rho=1.0, clip_c=1.0, clip_pg_rho=1.0, **others):
-    """Returns (advantages, targets) of V-trace, the latter as the sum of equation 1 of the paper, for [T, N]."""
+    """Returns (advantages, targets) of V-trace for [T, N]; the targets are the sum in equation 1 of the paper."""
     shape, log_rhos = np.shape(rewards), np.asarray(log_rhos, np.float64)
     gamma, lambda_ = (np.broadcast_to(np.asarray(others.pop(k), np.float64), shape) for k in ("gamma", "lambda_"))
     advantages, targets = np.zeros(shape), np.array(values[:-1], np.float64)
@@ -78,11 +78,11 @@ def vtrace_oracle(rewards, values, terminated, *, log_rhos, clip_rho=1.0, clip_c
 
 
 def episodes(values, terminated, truncated, final_values, mask, bootstrap_value):
-    """Yields the live rows of each (piece of an) episode, and the value of the state after the last of them."""
+    """Yields the unmasked rows of each episode, or of the part that the rollout holds, and the value after the last."""
     rows = []
     for t in np.flatnonzero(mask):
         if truncated[t] and not terminated[t] and final_values[t] is None:
-            # What follows is unknown: the row has no advantage, and those before it bootstrap from its value.
+            # V(final observation) is unknown: the row has no advantage, and the row before bootstraps from its value.
             if rows:
                 yield rows, values[t]
             rows = []

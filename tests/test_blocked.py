@@ -1,0 +1,36 @@
+"""The affine scan without a loop: any length, any batch, and no loop in the program."""
+
+import jax
+import numpy as np
+import pytest
+from support.scan_laws import matches_lax_scan, problem, scanned
+
+import gae_jax
+from gae_jax._affine_scan.affine_map import AffineMap, apply, compose, mul_zero_absorbs
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 17, 128, 129, 257])
+def test_any_length(length):
+    """One stage, two, and three; a last block that is full, or holds one row."""
+    matches_lax_scan(gae_jax, "blocked", length)
+
+
+@pytest.mark.parametrize("batch", [(), (4, 1, 2), (0,)], ids=str)
+def test_any_batch_axes(batch):
+    matches_lax_scan(gae_jax, "blocked", 20, batch)
+
+
+@pytest.mark.parametrize("length", [16, 4096])
+def test_program_has_no_loop(length):
+    call = jax.jit(lambda *arguments: scanned(gae_jax, "blocked", *arguments))
+    assert "stablehlo.while" not in call.lower(*jax.eval_shape(lambda: problem(0, length, (2,)))).as_text()
+
+
+def test_composition_of_affine_maps():
+    first, then, h = AffineMap(2.0, 3.0), AffineMap(5.0, 7.0), 11.0
+    assert apply(compose(first, then), h) == apply(then, apply(first, h)) == 5 * (2 * 11 + 3) + 7
+
+
+def test_zero_absorbs_numbers_that_are_not_finite():
+    a, h = np.float32([0, 0, 0, 2, 2]), np.float32([1, np.nan, np.inf, 3, np.nan])
+    np.testing.assert_array_equal(mul_zero_absorbs(a, h), [0, 0, 0, 6, np.nan])

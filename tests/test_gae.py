@@ -1,0 +1,319 @@
+"""`gae` and `GAE`: the laws on random rollouts, under every transformation of JAX, and the compiled program.
+
+`pytest tests/test_gae.py --hypothesis-profile=slow --hypothesis-show-statistics` runs ten times as many rollouts, and
+prints the largest relative error.
+"""
+
+import collections
+import functools
+import re
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.experimental import checkify
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+from support.laws import LAWS, assert_close, flags_of, inputs_of
+from support.meshes import make_mesh
+from support.oracle import oracle
+from support.rollouts import FLAGS, random_rollout, rollouts
+from support.versions import enable_x64
+
+import gae_jax
+from gae_jax import GAE, gae
+
+pytestmark = pytest.mark.versions
+MOST_EXAMPLES = hypothesis.settings().max_examples
+ROLLOUT = random_rollout(7, steps=12, batch=(4,), ends=0.2)
+WANT = oracle(**ROLLOUT.arguments())
+
+
+# The laws.
+
+
+@given(
+    rollout=rollouts,
+    time_axis=st.integers(0, 2),
+    split=st.booleans(),
+    flag_dtype=st.sampled_from([bool, np.int32, np.float32]),
+    implementation=st.sampled_from([None, "scan", "blocked"]),
+)
+@hypothesis.settings(max_examples=max(1, MOST_EXAMPLES // 2))
+def test_matches_oracle(rollout, time_axis, split, flag_dtype, implementation):
+    """In any layout and with any kind of flags: within 1e-5, relative to the largest advantage."""
+    want = oracle(**rollout.arguments())
+    time_axis %= rollout.rewards.ndim
+    moved = rollout.map_arrays(lambda x: np.moveaxis(x, 0, time_axis)) if time_axis else rollout
+    arguments = moved.arguments()
+    arguments |= {k: x.astype(flag_dtype) for k, x in arguments.items() if k in FLAGS and x is not None}
+    if split:
+        arguments |= {"values": np.moveaxis(rollout.values[:-1], 0, time_axis), "bootstrap_value": rollout.values[-1]}
+
+    output = gae(**arguments, time_axis=time_axis, implementation=implementation)
+
+    got = [np.moveaxis(np.asarray(x), time_axis, 0) for x in output]
+    scale = max(1.0, np.abs(want[0]).max())
+    errors = [np.abs(g - w).max() / scale for g, w in zip(got, want, strict=True)]
+    hypothesis.target(float(max(errors)), label="relative error")
+    assert max(errors) < 1e-5
+
+
+@pytest.mark.parametrize("law", LAWS[1:], ids=lambda law: law.__name__)
+def test_law(law):
+    check = given(rollouts)(lambda rollout: law(gae_jax, rollout))
+    hypothesis.settings(max_examples=max(1, MOST_EXAMPLES // 16))(check)()
+
+
+# The object.
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_object_matches_oracle_batch_major(share):
+    rng = np.random.default_rng(0)
+    done = rng.random((8, 128)) < share
+    rewards, values = rng.normal(size=(8, 128)), rng.normal(size=(8, 129))
+    want, _ = oracle(rewards.T, values.T, done.T, gamma=0.99, lambda_=0.95)
+    assert_close([GAE(8, 128, 0.99, 0.95)(done, rewards, values)], [want.T])
+
+
+def test_object_can_be_jitted_and_compared():
+    estimate = GAE(n_workers=2, worker_steps=3, gamma=0.9, lambda_=0.8)
+    arguments = np.zeros((2, 3), bool), np.ones((2, 3), np.float32), np.zeros((2, 4), np.float32)
+    np.testing.assert_array_equal(jax.jit(estimate)(*arguments), estimate(*arguments))
+    assert estimate == GAE(2, 3, 0.9, 0.8)
+
+
+# Transformations.
+
+
+def in_order(rollout):
+    """Returns the arrays of a rollout, as positional arguments of `gae`."""
+    return rollout.rewards, rollout.values, rollout.terminated, rollout.truncated
+
+
+def call(rewards, values, terminated, truncated, final_values):
+    return gae(rewards, values, terminated, truncated, gamma=0.9, lambda_=0.8, final_values=final_values)
+
+
+ARRAYS = (*in_order(ROLLOUT), ROLLOUT.final_values)
+
+
+def checked(*arrays):
+    error, output = checkify.checkify(call)(*arrays)
+    error.throw()
+    return output
+
+
+@pytest.mark.parametrize(
+    "transformed",
+    [
+        jax.jit(call),
+        jax.checkpoint(call),
+        checked,
+        jax.jit(call, donate_argnums=0),
+        jax.vmap(call, in_axes=1, out_axes=1),
+        jax.pmap(call, in_axes=1, out_axes=1),
+        jax.pmap(jax.vmap(call, in_axes=1, out_axes=1), in_axes=2, out_axes=2),
+        jax.jit(jax.shard_map(call, mesh=make_mesh(workers=4), in_specs=P(None, "workers"), out_specs=P(None, "workers"))),
+    ],
+    ids=["jit", "checkpoint", "checkify", "donate", "vmap", "pmap", "pmap of vmap", "shard_map"],
+)
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
+def test_transformed(transformed, request):
+    arrays = [jnp.asarray(x) for x in ARRAYS]
+    if "pmap of vmap" in request.node.name:
+        arrays, want = [x.reshape(-1, 2, 2) for x in arrays], [x.reshape(12, 2, 2) for x in WANT]
+    else:
+        want = WANT
+    with jax.checking_leaks(), jax.debug_nans(True):
+        assert_close(transformed(*arrays), want)
+
+
+def test_one_compilation_serves_every_gamma():
+    traces = []
+
+    @jax.jit
+    def jitted(gamma, lambda_):
+        traces.append(gamma)
+        return gae(*in_order(ROLLOUT), gamma=gamma, lambda_=lambda_).advantages
+
+    for gamma, lambda_ in [(0.9, 0.8), (1.0, 0.0)]:
+        want, _ = oracle(*in_order(ROLLOUT), gamma=gamma, lambda_=lambda_)
+        assert_close([jitted(gamma, lambda_)], [want])
+    assert len(traces) == 1
+
+
+def test_vmap_over_gamma_and_lambda():
+    grid = jnp.array([0.0, 0.5, 0.9])
+    outputs = jax.vmap(lambda g, la: gae(*in_order(ROLLOUT), gamma=g, lambda_=la))(grid, grid)
+    for i, x in enumerate(np.asarray(grid)):
+        assert_close([y[i] for y in outputs], oracle(*in_order(ROLLOUT), gamma=x, lambda_=x))
+
+
+def test_inside_scan():
+    """As in a training loop that is one scan over iterations."""
+
+    def iteration(scale, _):
+        return scale + 1.0, call(scale * ROLLOUT.rewards, *ARRAYS[1:])
+
+    _, outputs = jax.lax.scan(iteration, jnp.float32(1), length=3)
+    for i in range(3):
+        rewards = ROLLOUT.rewards * np.float32(i + 1)
+        assert_close([x[i] for x in outputs], oracle(**ROLLOUT.replace(rewards=rewards).arguments()))
+
+
+# Derivatives.
+
+FLAGS_OF_ROLLOUT, INPUTS = flags_of(ROLLOUT), inputs_of(ROLLOUT)
+PARAMETERS: dict[str, Any] = {name: INPUTS.pop(name) for name in ("gamma", "lambda_")}
+
+
+def advantages(inputs, flags=FLAGS_OF_ROLLOUT, **how):
+    return gae(**inputs, **flags, **PARAMETERS, **how).advantages
+
+
+def assert_trees_close(got, want):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
+
+
+def test_grad_of_vmap_and_vmap_of_grad():
+    def loss(inputs, flags):
+        return jnp.sum(advantages(inputs, flags) ** 2)
+
+    batched = jax.grad(loss)(INPUTS, FLAGS_OF_ROLLOUT)
+    over_workers = jax.vmap(loss, in_axes=1)
+    assert_trees_close(jax.grad(lambda inputs: jnp.sum(over_workers(inputs, FLAGS_OF_ROLLOUT)))(INPUTS), batched)
+    assert_trees_close(jax.vmap(jax.grad(loss), in_axes=1, out_axes=1)(INPUTS, FLAGS_OF_ROLLOUT), batched)
+    assert_trees_close(jax.pmap(jax.grad(loss), in_axes=1, out_axes=1)(INPUTS, FLAGS_OF_ROLLOUT), batched)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "lambda_", "dead"), [(0.9, 0.8, 0.0), ("both", "step", 0.3), ("worker", "both", 0.3)]
+)
+def test_derivatives_forward_reverse_and_second_order(gamma, lambda_, dead):
+    """With respect to every floating-point argument: gamma and lambda_ too, for meta-gradients."""
+    rollout = random_rollout(7, steps=6, batch=(2,), ends=0.2, gamma=gamma, lambda_=lambda_, dead=dead)
+    with enable_x64(True):
+        flags, inputs = flags_of(rollout), jax.tree.map(np.float64, inputs_of(rollout))
+        check_grads(jax.jit(lambda x: gae(**x, **flags)), (inputs,), order=2, modes=["fwd", "rev"])
+
+
+@pytest.mark.parametrize("implementation", ["scan", "blocked", None])
+def test_transpose(implementation):
+    """Advantages are linear in rewards and values; the transposed map is the gradient of a weighted sum.
+
+    `jax.linear_transpose` takes implementation="scan" only; `jax.vjp` takes all.
+    """
+    fn = functools.partial(advantages, implementation=implementation)
+    gradient = jax.grad(lambda inputs: jnp.sum(fn(inputs)))(INPUTS)
+    if implementation == "scan":
+        [transposed] = jax.linear_transpose(fn, INPUTS)(jnp.ones((12, 4)))
+    else:
+        [transposed] = jax.vjp(fn, INPUTS)[1](jnp.ones((12, 4)))
+    assert_trees_close(transposed, gradient)
+
+
+# The compiled program.
+
+T, N = 16, 32
+ROWS, LAST = (jax.ShapeDtypeStruct((T, N), jnp.float32), jax.ShapeDtypeStruct((N,), jnp.float32))
+ENDS = jax.ShapeDtypeStruct((T, N), jnp.bool_)
+SHAPES = ROWS, ROWS, ENDS, ENDS, LAST
+
+
+def estimate(rewards, values, terminated, truncated, bootstrap_value, implementation=None):
+    how = {"gamma": 0.9, "lambda_": 0.8, "implementation": implementation}
+    return gae(rewards, values, terminated, truncated, bootstrap_value=bootstrap_value, **how)
+
+
+def compiled(fn, *shapes):
+    return jax.jit(fn).lower(*(shapes or SHAPES)).compile()
+
+
+def opcodes(executable):
+    """Returns how often each instruction occurs in the optimised program."""
+    return collections.Counter(re.findall(r"^ .* = .*? ([a-z][a-z-]*)\(", executable.as_text(), re.MULTILINE))
+
+
+def estimate_by_a_python_loop(rewards, values, terminated, truncated, bootstrap_value):
+    """One loop a worker."""
+    outputs = [
+        estimate(rewards[:, i], values[:, i], terminated[:, i], truncated[:, i], bootstrap_value[i]) for i in range(N)
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x, 1), *outputs)
+
+
+def test_vmap_of_single_trajectories_compiles_to_the_batched_program():
+    vmapped, batched = compiled(jax.vmap(estimate, in_axes=(1, 1, 1, 1, 0), out_axes=1)), compiled(estimate)
+    assert opcodes(vmapped)["while"] == 1
+    assert opcodes(vmapped) == opcodes(batched)
+    assert vmapped.cost_analysis() == batched.cost_analysis()
+    assert str(vmapped.memory_analysis()) == str(batched.memory_analysis())
+
+
+def test_counter_detects_a_loop_per_worker():
+    assert opcodes(compiled(estimate_by_a_python_loop))["while"] == N
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3, 5)])
+def test_one_loop_and_no_transposition_for_any_batch_axes(batch):
+    shapes = [jax.ShapeDtypeStruct((T, *batch), x.dtype) for x in SHAPES[:4]]
+    executable = compiled(estimate, *shapes, jax.ShapeDtypeStruct(batch, jnp.float32))
+    assert opcodes(executable)["while"] == 1
+    assert "transpose" not in opcodes(executable)
+
+
+@pytest.mark.parametrize(("implementation", "loops"), [("scan", 1), ("blocked", 0)])
+def test_named_implementation_runs(implementation, loops):
+    executable = compiled(functools.partial(estimate, implementation=implementation))
+    assert opcodes(executable)["while"] == loops
+
+
+def test_gradient_runs_one_loop_after_another():
+    """On CPUs, no loop is inside a loop."""
+    executable = compiled(jax.grad(lambda *arrays: jnp.sum(estimate(*arrays).advantages ** 2), argnums=(0, 1)))
+    assert 2 <= opcodes(executable)["while"] <= 4
+    bodies = re.findall(r"^%?[\w.-]*body[\w.-]* \(.*?^}", executable.as_text(), re.MULTILINE | re.DOTALL)
+    assert not any(" while(" in body for body in bodies)
+
+
+# The memory of a gradient.
+
+LONG_ROWS, LONG_LAST = (jax.ShapeDtypeStruct((256, 256), jnp.float32), jax.ShapeDtypeStruct((256,), jnp.float32))
+LONG = LONG_ROWS, LONG_ROWS, *(jax.ShapeDtypeStruct((256, 256), jnp.bool_),) * 2, LONG_LAST
+
+
+def scratch_of_a_gradient(implementation):
+    def loss(*arrays):
+        return jnp.sum(estimate(*arrays, implementation=implementation).advantages ** 2)
+
+    memory = compiled(jax.grad(loss, argnums=(0, 1)), *LONG).memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+
+def residuals(implementation):
+    """Returns the bytes that a gradient keeps, where only the forward call is jitted."""
+    forward = jax.jit(functools.partial(estimate, implementation=implementation))
+
+    def pullback(rewards, values, *others):
+        return jax.vjp(lambda r, v: forward(r, v, *others), rewards, values)[1]
+
+    kept = jax.eval_shape(pullback, *LONG)
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+
+
+def test_scratch_of_a_gradient_on_cpus():
+    """In one jit, the gradient of the default takes as much memory as the gradient of a plain scan."""
+    assert scratch_of_a_gradient(None) <= 1.5 * scratch_of_a_gradient("scan")
+
+
+@pytest.mark.parametrize("implementation", [None, "blocked"])
+def test_residuals_where_only_the_forward_call_is_jitted(implementation):
+    assert 0 < residuals(implementation) <= 3 * residuals("scan")

@@ -1,0 +1,74 @@
+"""The kernel for TPUs, in a simulator and in Pallas's interpreter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from support import laws
+from support.rollouts import random_rollout
+from support.scan_laws import interpreted_kernel, kernel_matches_lax_scan, matches_lax_scan
+from support.versions import set_mesh
+
+import gae_jax
+from gae_jax._affine_scan import affine_scan
+from gae_jax._affine_scan.pallas_tpu import FEWEST_LANES, is_narrow, why_not
+
+GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradients_match_oracle
+
+
+@pytest.mark.parametrize(("length", "lanes"), [(1, 1), (70, 1), (40, 130)])
+def test_simulated_on_a_tpu(length, lanes):
+    """Blocks that are full and not, one block and several; no race between the cores."""
+    kernel_matches_lax_scan(gae_jax, length, lanes)
+
+
+@pytest.mark.parametrize("batch", [(), (4, 1, 2)], ids=str)
+def test_any_batch_axes(batch):
+    with interpreted_kernel():
+        matches_lax_scan(gae_jax, "pallas", 20, batch)
+
+
+@pytest.mark.parametrize("law", GAE_LAWS, ids=lambda law: law.__name__)
+def test_gae_obeys_the_law(law):
+    """With every argument, and with what varies over time and what does not."""
+    estimator = laws.Library(functools.partial(gae_jax.gae, implementation="pallas"))
+    with interpreted_kernel():
+        law(estimator, random_rollout(0, steps=20, batch=(2,), dead=0.3, gamma="step", lambda_="both"))
+        law(estimator, random_rollout(0, steps=20, batch=(2,)))
+
+
+def pallas_scan(init, xs):
+    return affine_scan(lambda h, x, _: (h / 2 + x, h), init, xs, (), implementation="pallas")
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
+def test_other_widths_are_refused(dtype):
+    with pytest.raises(NotImplementedError, match=r"the kernel reads flags and 32 bits; got (bfloat16|int8)"):
+        pallas_scan(jnp.ones(2), jnp.ones((3, 2), dtype))
+
+
+def test_symbolic_batch_is_refused():
+    [lanes] = export.symbolic_shape("N")
+    arrays = jax.ShapeDtypeStruct((lanes,), jnp.float32), jax.ShapeDtypeStruct((3, lanes), jnp.float32)
+    with pytest.raises(NotImplementedError, match=r"the kernel needs known shapes; got \(N,\)"):
+        export.export(jax.jit(pallas_scan), platforms=("tpu",))(*arrays)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_auto_axes_are_refused(kind):
+    """Of more than one device: the compiler cannot split a kernel."""
+    for devices in (1, 2):
+        mesh = Mesh(np.array(jax.devices()[:devices]), ("workers",), axis_types=(kind,))
+        with set_mesh(mesh):
+            init = jax.device_put(jnp.ones(4), NamedSharding(mesh, P("workers")))
+            assert bool(why_not(init, init[None], ())) == (devices == 2 and kind == AxisType.Auto)
+
+
+def test_narrow_batches():
+    assert is_narrow(jnp.zeros(FEWEST_LANES - 1))
+    assert not is_narrow(jnp.zeros((2, FEWEST_LANES // 2)))
