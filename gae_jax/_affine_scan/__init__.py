@@ -64,7 +64,9 @@ def affine_scan(
       ValueError: there is no such implementation or axis.
       NotImplementedError: the implementation cannot run on these arrays.
     """
-    check_implementation(implementation, (init, xs, shared))
+    if implementation not in (None, *IMPLEMENTATIONS):
+        names = ", ".join(map(repr, IMPLEMENTATIONS))
+        raise ValueError(f"`implementation` must be None or one of {names}; got {implementation!r}")
     if axis_name is not None:
         scan = functools.partial(affine_scan, implementation=implementation)
         return sharded(scan, step, init, xs, shared, reverse=reverse, axis_name=axis_name)
@@ -77,10 +79,7 @@ def affine_scan(
 
 
 def check_implementation(implementation: str | None, operands: Any) -> None:
-    """Raises for a name that does not exist, and for the kernel called on concrete arrays where there is no TPU."""
-    if implementation not in (None, *IMPLEMENTATIONS):
-        names = ", ".join(map(repr, IMPLEMENTATIONS))
-        raise ValueError(f"`implementation` must be None or one of {names}; got {implementation!r}")
+    """Raises where the kernel is named for concrete arrays, and there is no TPU. Of tracers, nothing is known yet."""
     is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(operands))
     if implementation == "pallas" and not is_traced and jax.default_backend() != "tpu":
         raise NotImplementedError(
