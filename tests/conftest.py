@@ -1,8 +1,9 @@
-"""Every test runs as strictly as JAX allows, on several devices: CPUs, unless JAX_PLATFORMS says otherwise."""
+"""Every test runs as strictly as JAX allows, on eight devices: CPUs, unless JAX_PLATFORMS names other devices."""
 
 import os
 
 import hypothesis
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -12,9 +13,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Every new shape compiles, so a slow example is no sign of a slow test.
-# `--hypothesis-profile=slow` looks ten times longer.
+# Every new shape compiles, so a slow example does not mean a slow test.
+# `--hypothesis-profile=slow` runs ten times as many examples.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=200)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.register_profile("slow", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture
+def fast_compilation():
+    """Compiles with few optimizations, for a test whose programs run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -27,20 +27,17 @@ def kernel_in_an_interpreter():
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("law", scan_laws.LAWS, ids=lambda law: law.__name__)
+@pytest.mark.usefixtures("fast_compilation")
 def test_law(law, implementation):
-    if implementation == "scan" and law is scan_laws.forgets_before_a_cut:
-        pytest.skip("`lax.scan` itself")
-    if implementation == "pallas" and law is scan_laws.differentiates_reverse_over_reverse:
-        pytest.skip("the kernel reads 32 bits, too few for this law's tolerance")
     law(gae_jax, implementation)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_inside_scan_checkify_and_without_jit(implementation):
+@pytest.mark.usefixtures("fast_compilation")
+def test_inside_scan_and_checkify(implementation):
     init, xs, shared = problem(0, 5, (2,))
     want = scanned(None, None, init, xs, shared)
     scan = functools.partial(scanned, gae_jax, implementation)
-    assert_all_close(scan(init, xs, shared), want)
     _, stacked = lax.scan(lambda _, init: (0.0, scan(init, xs, shared)), 0.0, init[None])
     assert_all_close(jax.tree.map(lambda x: x[0], stacked), want)
     error, got = checkify.checkify(jax.jit(lambda init: scan(init, xs, shared)))(init)
@@ -48,6 +45,20 @@ def test_inside_scan_checkify_and_without_jit(implementation):
     assert_all_close(got, want)
     with jax.checking_leaks(), jax.debug_nans(True):
         assert_all_close(jax.jit(lambda init: scan(init, xs, shared))(init), want)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "blocked", None])
+def test_without_jit(implementation):
+    arguments = problem(0, 5, (2,))
+    want = scanned(None, None, *arguments)
+    assert_all_close(scanned(gae_jax, implementation, *arguments), want)
+    with jax.disable_jit():
+        assert_all_close(scanned(gae_jax, implementation, *arguments), want)
+
+
+def test_named_kernel_without_a_tpu():
+    with pytest.raises(NotImplementedError, match="implementation='pallas' is for TPUs"):
+        scanned(gae_jax, "pallas", *problem(0, 5, (2,)))
 
 
 def test_without_rows_to_read_or_outputs():

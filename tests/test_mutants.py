@@ -1,34 +1,27 @@
-"""Code that is subtly wrong does not pass: every mutant breaks the laws that are there to catch it."""
+"""The laws detect mistakes: every mutant of the library breaks the laws that are there to detect it."""
 
-import jax
 import pytest
-from support import estimator_laws as family
-from support import laws
-from support import scan_laws as affine
+from support import estimator_laws, laws, scan_laws
 from support.meshes import over_time
-from support.mutants import AFFINE_MUTANTS, FAMILY_MUTANTS, MUTANTS, SPLIT_MUTANTS, load
-from support.rollouts import random_rollout
+from support.mutants import BY_SECTION, load
+from support.rollouts import EXAMPLES
 
 import gae_jax
 
-EXAMPLES = [
-    random_rollout(0, steps=6, batch=(2,), ends=0.25, truncation=truncation, dead=dead, gamma=varying, lambda_=varying)
-    for truncation in (None, "dropped", "final_values")
-    for dead in (0.0, 0.3)
-    for varying in (0.8, "step", "both")
-]
+
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_in_a_hurry():
-    """Every mutant is compiled, and runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture
+def lib(request, tmp_path):
+    """The library with the mutant's line."""
+    mutated = load(request.getfixturevalue("mutant"), tmp_path)
+    assert mutated.__file__ != gae_jax.__file__
+    return mutated
 
 
 def breaks(lib, law):
-    """Whether the library breaks the law on an example."""
+    """Returns whether the library breaks the law on some example."""
     for rollout in EXAMPLES:
         try:
             law(lib, rollout)
@@ -37,58 +30,49 @@ def breaks(lib, law):
     return False
 
 
-@pytest.mark.parametrize("law", laws.LAWS, ids=lambda law: law.__name__)
-def test_the_library_itself_breaks_no_law(law):
-    for rollout in EXAMPLES[::2]:
-        law(gae_jax, rollout)
+def each_of(section):
+    return pytest.mark.parametrize("mutant", BY_SECTION[section], ids=lambda mutant: mutant.name)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_mutant_is_caught(mutant, tmp_path):
-    lib = load(mutant, tmp_path)
-    assert lib.__file__ != gae_jax.__file__
-    survived = [name for name in mutant.caught_by if not breaks(lib, getattr(laws, name))]
-    assert not survived, f"{mutant.name} passes {survived}"
-
-
-def test_every_law_catches_a_mutant():
-    needed = {name for mutant in MUTANTS for name in mutant.caught_by}
-    assert needed == {law.__name__ for law in laws.LAWS}
-
-
-@pytest.mark.parametrize("mutant", AFFINE_MUTANTS, ids=lambda mutant: mutant.name)
-def test_affine_mutant_is_caught(mutant, tmp_path):
-    lib = load(mutant, tmp_path)
-    assert lib.__file__ != gae_jax.__file__
+@each_of("gae")
+def test_mutant_is_detected(mutant, lib):
     for name in mutant.caught_by:
-        law = getattr(affine, name)
+        assert breaks(lib, getattr(laws, name)), name
+
+
+@each_of("time split over devices")
+def test_mutant_is_detected_with_time_split(mutant, lib):
+    shards = 6 if mutant.name == "lambda_of_a_shard_of_one_row" else 3
+    split = laws.Library(over_time(lib.gae, shards))
+    for name in mutant.caught_by:
+        assert breaks(split, getattr(laws, name)), name
+
+
+@each_of("other estimators")
+def test_mutant_of_an_estimator_is_detected(mutant, lib):
+    for name in mutant.caught_by:
+        assert breaks(lib, getattr(estimator_laws, name)), name
+
+
+@each_of("affine_scan")
+def test_mutant_of_the_scan_is_detected(mutant, lib):
+    for name in mutant.caught_by:
+        law = getattr(scan_laws, name)
         with pytest.raises(AssertionError):
-            law(lib) if law is affine.kernel_is_lax_scan else law(lib, "blocked")
+            if law is scan_laws.kernel_matches_lax_scan:
+                law(lib)
+            else:
+                for implementation in ("blocked", None):
+                    law(lib, implementation)
 
 
-@pytest.mark.parametrize("mutant", SPLIT_MUTANTS, ids=lambda mutant: mutant.name)
-def test_split_mutant_is_caught(mutant, tmp_path):
-    lib = load(mutant, tmp_path)
-    assert lib.__file__ != gae_jax.__file__
-    pieces = 6 if mutant.name == "lambda_of_a_piece_of_one_row" else 3
-    split = laws.Library(over_time(lib.gae, pieces))
-    survived = [name for name in mutant.caught_by if not breaks(split, getattr(laws, name))]
-    assert not survived, f"{mutant.name} passes {survived}"
-
-
-@pytest.mark.parametrize("mutant", FAMILY_MUTANTS, ids=lambda mutant: mutant.name)
-def test_family_mutant_is_caught(mutant, tmp_path):
-    lib = load(mutant, tmp_path)
-    assert lib.__file__ != gae_jax.__file__
-    survived = [name for name in mutant.caught_by if not breaks(lib, getattr(family, name))]
-    assert not survived, f"{mutant.name} passes {survived}"
-
-
-def test_every_law_of_the_family_catches_a_mutant():
-    needed = {name for mutant in FAMILY_MUTANTS for name in mutant.caught_by}
-    assert needed == {law.__name__ for law in family.LAWS}
-
-
-def test_every_affine_law_catches_a_mutant():
-    needed = {name for mutant in AFFINE_MUTANTS for name in mutant.caught_by}
-    assert needed == {law.__name__ for law in (*affine.LAWS, affine.kernel_is_lax_scan)} - {"shares_as_lax_scan"}
+@pytest.mark.parametrize(
+    ("section", "every_law"),
+    [
+        ("gae", laws.LAWS),
+        ("affine_scan", (*scan_laws.LAWS, scan_laws.kernel_matches_lax_scan)),
+        ("other estimators", estimator_laws.LAWS),
+    ],
+)
+def test_every_law_detects_a_mutant(section, every_law):
+    assert {name for mutant in BY_SECTION[section] for name in mutant.caught_by} == {law.__name__ for law in every_law}

@@ -116,10 +116,12 @@ rollouts = st.builds(
     lambda_=parameters,
 )
 
-# A rollout of each kind, for laws that a mutant must break.
+# A rollout of each kind: with these seeds, in each there are flags of each kind, and most workers have a longer episode.
 EXAMPLES = [
-    random_rollout(0, steps=6, batch=(2,), ends=0.25, truncation=truncation, dead=dead, gamma=varying, lambda_=varying)
-    for truncation in (None, "dropped", "final_values")
-    for dead in (0.0, 0.3)
-    for varying in (0.8, "step", "both")
+    random_rollout(
+        seed, steps=6, batch=(3,), ends=0.2, truncation=truncation, dead=dead, gamma=varying, lambda_=varying
+    )
+    for varying, seed in (("both", 2), (0.8, 16), ("step", 59))
+    for dead in (0.3, 0.0)
+    for truncation in ("final_values", "dropped", None)
 ]
