@@ -73,8 +73,8 @@ def zero_where_masked(mask: Array | None, x: Array) -> Array:
 def advantages_of(rollout: Rollout, lambda_before: Array, **how: Any) -> Array:
     """Returns A_t of every row, `[T, *B]`. What varies over time is part of a row, and what does not is shared."""
     parameters = {"gamma": rollout.gamma, "lambda_before": lambda_before}
-    varying = {name: broadcast_like(x, rollout.rewards) for name, x in parameters.items() if x.shape[0] != 1}
-    shared = {name: broadcast_like(x[0], rollout.rewards[0]) for name, x in parameters.items() if x.shape[0] == 1}
+    varying = {name: broadcast_like(x, rollout.terminated) for name, x in parameters.items() if x.shape[0] != 1}
+    shared = {name: broadcast_like(x[0], rollout.terminated[0]) for name, x in parameters.items() if x.shape[0] == 1}
     rows = rows_of(rollout)._replace(**varying)
     over_workers = functools.partial(advantages_of_one_worker, **how)
     for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
@@ -96,7 +96,7 @@ def rows_of(rollout: Rollout) -> Row:
 
 def broadcast_like(x: Array, like: Array) -> Array:
     """Broadcasts `x` to the shape of `like`, split over devices as `like` is, as vmap demands."""
-    return x + zeros_placed_like(like)
+    return x + zeros_placed_like(like).astype(x.dtype)
 
 
 def lambda_before_each_row(rollout: Rollout, *, axis_name: str | None = None, implementation: str | None = None) -> Any:
@@ -110,7 +110,7 @@ def lambda_before_each_row(rollout: Rollout, *, axis_name: str | None = None, im
         if axis_name is not None:
             before = lax.ppermute(before, axis_name, [(i, i + 1) for i in range(lax.axis_size(axis_name) - 1)])
         return jnp.concatenate([before, lambda_[:-1]])
-    lambda_ = broadcast_like(lambda_, rollout.rewards)
+    lambda_ = broadcast_like(lambda_, rollout.terminated)
     init = zeros_placed_like(lambda_[0])
     return affine_scan(_last_unmasked, init, (lambda_, mask), (), axis_name=axis_name, implementation=implementation)[1]
 
