@@ -35,6 +35,7 @@ def estimate(arrays, **how):
     [estimator_laws.n_steps_match_oracle, estimator_laws.gae_is_the_weighted_average_of_n_steps],
     ids=lambda law: law.__name__,
 )
+@pytest.mark.usefixtures("fast_compilation")
 def test_law(law):
     for rollout in EXAMPLES[1::8]:
         law(gae_jax, rollout)

@@ -35,8 +35,9 @@ def test_any_batch_axes(batch):
 
 @pytest.mark.parametrize("law", GAE_LAWS, ids=lambda law: law.__name__)
 def test_gae_obeys_the_law(law):
-    """With every argument, and with what varies over time and what does not."""
-    estimator = laws.Library(functools.partial(gae_jax.gae, implementation="pallas"))
+    """With every argument, and with parameters that vary over time and that do not."""
+    jitted = jax.jit(gae_jax.gae, static_argnames=("time_axis", "implementation"))
+    estimator = laws.Library(functools.partial(jitted, implementation="pallas"))
     with interpreted_kernel():
         law(estimator, random_rollout(0, steps=20, batch=(2,), dead=0.3, gamma="step", lambda_="both"))
         law(estimator, random_rollout(0, steps=20, batch=(2,)))
@@ -49,7 +50,7 @@ def pallas_scan(init, xs):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
 def test_other_widths_are_refused(dtype):
     with pytest.raises(NotImplementedError, match=r"the kernel reads flags and 32 bits; got (bfloat16|int8)"):
-        pallas_scan(jnp.ones(2), jnp.ones((3, 2), dtype))
+        jax.eval_shape(pallas_scan, jnp.ones(2), jnp.ones((3, 2), dtype))
 
 
 def test_symbolic_batch_is_refused():

@@ -98,13 +98,14 @@ def test_the_compiler_is_not_asked_to_split_the_kernel():
 
 
 @given(rollout=rollouts, devices=st.sampled_from([2, 8]), implementation=st.sampled_from([None, "blocked"]))
-@hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 16))
+@hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 25))
 def test_time_split_matches_oracle(rollout, devices, implementation):
     """Shards of four rows or one, with any kind of row at the seams."""
     split = over_time(gae, devices, implementation=implementation)
     assert_close(split(**rollout.arguments()), oracle(**rollout.arguments()))
 
 
+@pytest.mark.usefixtures("fast_compilation")
 @pytest.mark.parametrize(
     ("law", "check_vma"),
     [
@@ -118,21 +119,25 @@ def test_time_split_matches_oracle(rollout, devices, implementation):
 )
 def test_time_split_obeys_the_law(law, check_vma):
     split = laws.Library(over_time(gae, 3, check_vma=check_vma))
-    for rollout in EXAMPLES[1::8]:
+    for rollout in (EXAMPLES[0], EXAMPLES[7]):  # lambda_ varies, or does not
         law(split, rollout)
 
 
+BOTH, TIME = ("time", "workers"), ("time",)
+
+
 @pytest.mark.parametrize("kind", [Auto, Explicit], ids=str)
-@pytest.mark.parametrize("manual", [("time", "workers"), ("time",)], ids=str)
-@pytest.mark.parametrize("implementation", [None, "blocked", "pallas"])
+@pytest.mark.parametrize(
+    ("implementation", "manual"),
+    [*((name, manual) for name in (None, "blocked") for manual in (BOTH, TIME)), ("pallas", BOTH)],
+    ids=str,
+)
 def test_time_and_workers_split(implementation, manual, kind):
     """`shard_map` splits both; or `shard_map` splits time, and the compiler splits workers with more collectives."""
-    if implementation == "pallas" and manual == ("time",) and kind == Auto:
-        pytest.skip("the compiler cannot split a kernel")
     mesh = make_mesh(kind, time=4, workers=2)
     arrays, specs = placed(mesh, "time", "workers")
     arrays["bootstrap_value"] = jax.device_put(arrays["bootstrap_value"], NamedSharding(mesh, P("workers")))
-    if manual == ("time",):
+    if manual == TIME:
         specs = {k: P("time") if k != "bootstrap_value" else P() for k in specs}
     fn = jax.shard_map(
         functools.partial(call, axis_name="time", implementation=implementation),
@@ -146,7 +151,7 @@ def test_time_and_workers_split(implementation, manual, kind):
         executable = jax.jit(fn).lower(arrays).compile()
         output = executable(arrays)
     assert_close(output, WANT)
-    assert manual == ("time",) or collectives(executable) == {"all-gather": 1}
+    assert manual == TIME or collectives(executable) == {"all-gather": 1}
     for x in output:
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, P("time", "workers")), 2)
 

@@ -47,6 +47,7 @@ def wanted(clips):
     ],
     ids=lambda law: law.__name__,
 )
+@pytest.mark.usefixtures("fast_compilation")
 def test_law(law):
     for rollout in EXAMPLES[1::8]:
         law(gae_jax, rollout)
@@ -111,7 +112,9 @@ def test_matches_rlax(lambda_, clips):
     how = {"clip_rho_threshold": clips.get("clip_rho", 1.0), "clip_pg_rho_threshold": clips.get("clip_pg_rho", 1.0)}
     with peers.as_peers_want():
         theirs = jax.vmap(
-            lambda v, v_next, r, discount, log_rho: one_worker(v, v_next, r, discount, jnp.exp(log_rho), lambda_, **how),
+            lambda v, v_next, r, discount, log_rho: one_worker(
+                v, v_next, r, discount, jnp.exp(log_rho), lambda_, **how
+            ),
             1,
             1,
         )(values[:-1], values[1:], rewards, 0.9 * (1 - ends), log_rhos)

@@ -57,11 +57,6 @@ def interpreted_kernel(interpret=True):
     return mock.patch.object(pl, "pallas_call", functools.partial(PALLAS_CALL, interpret=interpret))
 
 
-def widest(name):
-    """Returns the widest dtype that an implementation takes, and a tolerance for derivatives: the kernel reads 32 bits."""
-    return (np.float32, 1e-3) if name == "pallas" else (np.float64, 1e-9)
-
-
 def matches_lax_scan(lib, name, length=70, batch=(2,)):
     """The last carry and the outputs, in either direction."""
     arguments = problem(0, length, batch)
@@ -70,67 +65,84 @@ def matches_lax_scan(lib, name, length=70, batch=(2,)):
         assert_all_close(got, scanned(None, None, *arguments, reverse=reverse))
 
 
-def differentiates_as_lax_scan(lib, name, length=19, batch=(2,)):
+def differentiates_as_lax_scan(lib, name):
     """With respect to the first carry, the rows and the shared arrays: forward, reverse, and second order."""
     dtype, tolerance = widest(name)
+    assert_all_close(derivatives(lib, name, dtype), derivatives(None, None, dtype), tolerance)
+
+
+def differentiates_reverse_over_reverse(lib, name):
+    """The gradient of the squared norm of a gradient, along the first carry, the rows and the shared arrays."""
+    dtype, tolerance = widest(name)
+    assert_all_close(reverse_over_reverse(lib, name, dtype), reverse_over_reverse(None, None, dtype), tolerance)
+
+
+def differentiates_one_input_at_a_time(lib, name):
+    """Where the other inputs have no tangent: forward, along the first carry, the rows, or the shared arrays."""
+    assert_all_close(tangents_of_one_input(lib, name), tangents_of_one_input(None, None), 1e-4)
+
+
+def widest(name):
+    """Returns the widest dtype that an implementation takes, and a tolerance for derivatives: the kernel reads 32 bits."""
+    return (np.float32, 1e-3) if name == "pallas" else (np.float64, 1e-9)
+
+
+def loss_of(lib, name, cut):
+    """Returns a function of the first carry, the rows and the shared arrays that is not linear in any of them."""
+
+    def loss(inputs):
+        init, xs, shared = inputs
+        last, ys = scanned(lib, name, init, xs | {"cut": cut}, shared, reverse=True)
+        return jnp.sum(jnp.sin(last)) + sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(ys))
+
+    return loss
+
+
+@functools.cache  # the results of `lax.scan` serve all implementations and mutants
+def derivatives(lib, name, dtype):
     with enable_x64(dtype is np.float64):
-        init, xs, shared = problem(1, length, batch, dtype)
-        cut = xs.pop("cut")
+        init, xs, shared = problem(1, 19, (2,), dtype)
+        loss = loss_of(lib, name, xs.pop("cut"))
         inputs = init, xs, shared
         direction = jax.tree.map(jnp.sin, inputs)
 
-        def derivatives(lib):
-            def loss(inputs):
-                init, xs, shared = inputs
-                last, ys = scanned(lib, name, init, xs | {"cut": cut}, shared, reverse=True)
-                return jnp.sum(jnp.sin(last)) + sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(ys))
+        def slope(inputs):
+            return jax.jvp(loss, (inputs,), (direction,))[1]
 
-            def slope(inputs):
-                return jax.jvp(loss, (inputs,), (direction,))[1]
+        def results(inputs):
+            gradient, forward_over_reverse = jax.jvp(jax.grad(loss), (inputs,), (direction,))
+            return slope(inputs), gradient, forward_over_reverse, jax.grad(slope)(inputs)
 
-            forward, (gradient, forward_over_reverse) = slope(inputs), jax.jvp(jax.grad(loss), (inputs,), (direction,))
-            return forward, gradient, forward_over_reverse, jax.grad(slope)(inputs)
-
-        got, want = (jax.jit(derivatives, static_argnums=0)(x) for x in (lib, None))
-        assert_all_close(got, want, tolerance)
+        return jax.jit(results)(inputs)
 
 
-def differentiates_reverse_over_reverse(lib, name, length=5):
-    """The gradient of the squared norm of a gradient, along the first carry, the rows and the shared arrays."""
-    dtype, tolerance = widest(name)
+@functools.cache
+def reverse_over_reverse(lib, name, dtype):
     with enable_x64(dtype is np.float64):
-        init, xs, shared = problem(1, length, (), dtype)
-        cut = xs.pop("cut")
+        init, xs, shared = problem(1, 5, (), dtype)
+        loss = loss_of(lib, name, xs.pop("cut"))
 
-        def steepness(lib):
-            def loss(inputs):
-                init, xs, shared = inputs
-                last, ys = scanned(lib, name, init, xs | {"cut": cut}, shared, reverse=True)
-                return jnp.sin(last) + sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(ys))
+        def steepness(inputs):
+            return sum(jnp.sum(g * g) for g in jax.tree.leaves(jax.grad(loss)(inputs)))
 
-            return jax.grad(lambda x: sum(jnp.sum(g * g) for g in jax.tree.leaves(jax.grad(loss)(x))))(
-                (init, xs, shared)
-            )
-
-        assert_all_close(*(jax.jit(steepness, static_argnums=0)(x) for x in (lib, None)), tolerance)
+        return jax.jit(jax.grad(steepness))((init, xs, shared))
 
 
-def differentiates_one_input_at_a_time(lib, name, length=19, batch=(2,)):
-    """Where the other inputs have no tangent: forward, along the first carry, the rows, or the shared arrays."""
-    init, xs, shared = problem(1, length, batch)
+@functools.cache
+def tangents_of_one_input(lib, name):
+    init, xs, shared = problem(1, 19, (2,))
 
-    def tangents(lib):
-        def along(x, replaced):
-            return jax.jvp(lambda x: scanned(lib, name, *replaced(x), reverse=True), (x,), (jnp.sin(x),))[1]
+    def along(x, arguments_with):
+        return jax.jvp(lambda x: scanned(lib, name, *arguments_with(x), reverse=True), (x,), (jnp.sin(x),))[1]
 
+    def results(init, a, slope):
         return (
             along(init, lambda x: (x, xs, shared)),
-            along(xs["a"], lambda x: (init, xs | {"a": x}, shared)),
-            along(shared[0], lambda x: (init, xs, (x, shared[1]))),
+            along(a, lambda x: (init, xs | {"a": x}, shared)),
+            along(slope, lambda x: (init, xs, (x, shared[1]))),
         )
 
-    got, want = (jax.jit(tangents, static_argnums=0)(x) for x in (lib, None))
-    assert_all_close(got, want, 1e-4)
+    return jax.jit(results)(init, xs["a"], shared[0])
 
 
 def forgets_before_a_cut(lib, name, length=40):
@@ -145,12 +157,16 @@ def forgets_before_a_cut(lib, name, length=40):
         )
 
 
-def batches_as_lax_scan(lib, name, length=19):
+def batches_as_lax_scan(lib, name):
     """`jax.vmap` over all arrays, along any axis, twice, and of a gradient; and over some of the arrays."""
-    init, xs, shared = arguments = problem(3, length, (3, 2))
-    one = problem(3, length, (2,))
+    for reverse in (False, True):
+        assert_all_close(batched(lib, name, reverse), batched(None, None, reverse), 1e-4)
 
-    def results(lib, reverse):
+
+@functools.cache
+def batched(lib, name, reverse):
+    def results(arguments, one):
+        init, xs, shared = arguments
         scan = functools.partial(scanned, lib, name, reverse=reverse)
         gradient = jax.grad(lambda *x: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(scan(*x))))
         return {
@@ -163,9 +179,7 @@ def batches_as_lax_scan(lib, name, length=19):
             "over the shared arrays": jax.vmap(scan, in_axes=(None, None, 0))(*one[:2], shared),
         }
 
-    for reverse in (False, True):
-        got, want = (jax.jit(results, static_argnums=(0, 1))(x, reverse) for x in (lib, None))
-        assert_all_close(got, want, 1e-4)
+    return jax.jit(results)(problem(3, 19, (3, 2)), problem(3, 19, (2,)))
 
 
 def kernel_matches_lax_scan(lib, length=12, lanes=130):
