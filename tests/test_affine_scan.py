@@ -147,4 +147,4 @@ def test_memory_of_a_gradient_grows_as_the_number_of_rows(implementation):
         assert memory is not None
         return memory.temp_size_in_bytes
 
-    assert 0 < scratch(96) < 6 * scratch(24)
+    assert 0 < scratch(160) < 6 * scratch(40)
