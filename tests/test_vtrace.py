@@ -103,7 +103,7 @@ def test_workers_split_over_devices(clips, kind):
 @pytest.mark.parametrize("clips", [{}, {"clip_rho": 2.0, "clip_pg_rho": 1.5}, {"clip_rho": 0.5, "clip_pg_rho": 0.7}])
 @pytest.mark.parametrize("lambda_", [1.0, 0.9])
 def test_matches_rlax(lambda_, clips):
-    """rlax clips c at 1, and has neither truncation nor a mask."""
+    """The estimator of rlax clips c at 1, and has neither truncation nor a mask."""
     try:
         one_worker = peers.load("rlax").vtrace_td_error_and_advantage
     except ImportError as error:
@@ -171,6 +171,7 @@ def test_bad_clip(name):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"implementation": "pallas"}, NotImplementedError, "implementation='pallas' is for TPUs"),
         ({"log_rhos": None}, TypeError, r"`log_rhos` must be an array of numbers; got NoneType"),
         ({"log_rhos": np.ones((T, 1))}, ValueError, r"`log_rhos` must have shape \(5, 3\).*got \(5, 1\)"),
         ({"values": np.ones((T, N))}, ValueError, r"`values` must have shape \(6, 3\)"),

@@ -108,7 +108,7 @@ def masked_rows_are_skipped(lib, rollout):
 
 
 def parameters_broadcast(lib, rollout):
-    """gamma and lambda_ as numbers, by worker or by step equal the same written out for every row."""
+    """Parameters as numbers, by worker or by step equal the same written out for every row."""
     written_out = rollout.replace(**{name: rollout.full(getattr(rollout, name)) for name in PARAMETERS})
     assert_close(lib.gae(**rollout.arguments()), lib.gae(**written_out.arguments()), rtol=1e-6)
 

@@ -116,7 +116,7 @@ rollouts = st.builds(
     lambda_=parameters,
 )
 
-# A rollout of each kind: with these seeds, in each there are flags of each kind, and most workers have a longer episode.
+# A rollout of each kind. With these seeds, each has flags of each kind, and longer episodes in most workers.
 EXAMPLES = [
     random_rollout(
         seed, steps=6, batch=(3,), ends=0.2, truncation=truncation, dead=dead, gamma=varying, lambda_=varying

@@ -83,7 +83,7 @@ def differentiates_one_input_at_a_time(lib, name):
 
 
 def widest(name):
-    """Returns the widest dtype that an implementation takes, and a tolerance for derivatives: the kernel reads 32 bits."""
+    """Returns the widest dtype that an implementation reads, and a tolerance for derivatives in this dtype."""
     return (np.float32, 1e-3) if name == "pallas" else (np.float64, 1e-9)
 
 
