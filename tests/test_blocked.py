@@ -1,6 +1,7 @@
 """The affine scan without a loop: any length, any batch, and no loop in the program."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.scan_laws import matches_lax_scan, problem, scanned
@@ -28,10 +29,11 @@ def test_program_has_no_loop(length):
 
 
 def test_composition_of_affine_maps():
-    first, then, h = AffineMap(2.0, 3.0), AffineMap(5.0, 7.0), 11.0
+    two, three, five, seven, h = jnp.array([2.0, 3, 5, 7, 11])
+    first, then = AffineMap(two, three), AffineMap(five, seven)
     assert apply(compose(first, then), h) == apply(then, apply(first, h)) == 5 * (2 * 11 + 3) + 7
 
 
 def test_zero_absorbs_numbers_that_are_not_finite():
-    a, h = np.float32([0, 0, 0, 2, 2]), np.float32([1, np.nan, np.inf, 3, np.nan])
+    a, h = jnp.array([0.0, 0, 0, 2, 2]), jnp.array([1, np.nan, np.inf, 3, np.nan])
     np.testing.assert_array_equal(mul_zero_absorbs(a, h), [0, 0, 0, 6, np.nan])

@@ -237,13 +237,19 @@ def test_refuses_an_axis_that_the_mesh_lacks_or_a_name_twice():
 
 
 FILE = "_normalize.py"
+SUBTRACTED = "x = jnp.where(live, x - total(x) / count, 0)"
+READ = "x = jnp.where(live, x.astype(promoted(dtype, jnp.float32)), 0)"
+ROUNDS = "for _ in range(3):  # A mean is rounded, by much where it is large: subtract the mean of what it leaves, too."
+DIVIDED = "return (x / (jnp.sqrt(variance) + epsilon / unit)).astype(dtype)"
+VARIANCE = "variance = jnp.where(all_equal, 1, total(x * x) / count)"
+COUNT = "count = jnp.maximum(total(live), 1)"
 MUTANTS = (
-    Mutant("mean_over_masked_entries", FILE, "jnp.where(live, x - total(x) / count, 0)", "x - total(x) / count", ()),
-    Mutant("masked_entries_leak", FILE, "x = jnp.where(live, x.astype", "x = jnp.where(True, x.astype", ()),
-    Mutant("divided_by_the_variance", FILE, "jnp.sqrt(variance)", "variance", ()),
-    Mutant("bessel_correction", FILE, "total(x * x) / count", "total(x * x) / (count - 1)", ()),
-    Mutant("all_entries_count", FILE, "total(live)", "x.size", ()),
-    Mutant("the_mean_is_not_corrected", FILE, "range(3)", "range(1)", ()),
+    Mutant("mean_over_masked_entries", FILE, (), SUBTRACTED, "x = x - total(x) / count"),
+    Mutant("masked_entries_leak", FILE, (), READ, "x = x.astype(promoted(dtype, jnp.float32))"),
+    Mutant("divided_by_the_variance", FILE, (), DIVIDED, DIVIDED.replace("jnp.sqrt(variance)", "variance")),
+    Mutant("bessel_correction", FILE, (), VARIANCE, VARIANCE.replace("/ count", "/ (count - 1)")),
+    Mutant("all_entries_count", FILE, (), COUNT, "count = jnp.maximum(x.size, 1)"),
+    Mutant("the_mean_is_not_corrected", FILE, (), ROUNDS, ROUNDS.replace("range(3)", "range(1)")),
 )
 
 
