@@ -120,4 +120,4 @@ def test_bad_number_of_steps():
 
 def test_bad_values():
     with pytest.raises(ValueError, match=r"`values` must have shape \(6, 3\)"):
-        n_step_advantages(**GOOD | {"values": np.ones((T, N))}, n=2)
+        n_step_advantages(GOOD["rewards"], np.ones((T, N)), GOOD["terminated"], n=2, gamma=0.9)

@@ -176,7 +176,7 @@ def batched(lib, name, reverse):
             "of a gradient": jax.vmap(gradient, in_axes=(0, 1, 0))(*arguments),
             "over the first carry": jax.vmap(scan, in_axes=(0, None, None))(init, *one[1:]),
             "over the rows": jax.vmap(scan, in_axes=(None, 1, None))(one[0], xs, one[2]),
-            "over the shared arrays": jax.vmap(scan, in_axes=(None, None, 0))(*one[:2], shared),
+            "over the shared arrays": jax.vmap(scan, in_axes=(None, None, 0))(one[0], one[1], shared),
         }
 
     return jax.jit(results)(problem(3, 19, (3, 2)), problem(3, 19, (2,)))

@@ -7,8 +7,8 @@ import jax
 import jax.experimental
 from jax.experimental.pallas import tpu as pltpu
 
-enable_x64: Any = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # the latter before 0.8
-set_mesh: Any = getattr(jax, "set_mesh", None) or jax.sharding.use_mesh  # the latter before 0.7.1
+enable_x64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else vars(jax.experimental)["enable_x64"]  # from 0.8 on
+set_mesh: Any = jax.set_mesh if hasattr(jax, "set_mesh") else vars(jax.sharding)["use_mesh"]  # from 0.7.1 on
 
 
 def two_cores_with_race_detection() -> Any:
