@@ -1,6 +1,7 @@
 """The affine scan without a loop: any length, any batch, and no loop in the program."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.scan_laws import matches_lax_scan, problem, scanned
@@ -28,10 +29,10 @@ def test_program_has_no_loop(length):
 
 
 def test_composition_of_affine_maps():
-    first, then, h = AffineMap(2.0, 3.0), AffineMap(5.0, 7.0), 11.0
+    (first, then), h = (AffineMap(*map(jnp.float32, x)) for x in ((2, 3), (5, 7))), jnp.float32(11)
     assert apply(compose(first, then), h) == apply(then, apply(first, h)) == 5 * (2 * 11 + 3) + 7
 
 
 def test_zero_absorbs_numbers_that_are_not_finite():
-    a, h = np.float32([0, 0, 0, 2, 2]), np.float32([1, np.nan, np.inf, 3, np.nan])
+    a, h = jnp.array([0.0, 0.0, 0.0, 2.0, 2.0]), jnp.array([1.0, jnp.nan, jnp.inf, 3.0, jnp.nan])
     np.testing.assert_array_equal(mul_zero_absorbs(a, h), [0, 0, 0, 6, np.nan])

@@ -119,5 +119,6 @@ def test_bad_number_of_steps():
 
 
 def test_bad_values():
+    bad: dict[str, Any] = GOOD | {"values": np.ones((T, N))}
     with pytest.raises(ValueError, match=r"`values` must have shape \(6, 3\)"):
-        n_step_advantages(**GOOD | {"values": np.ones((T, N))}, n=2)
+        n_step_advantages(**bad, n=2)

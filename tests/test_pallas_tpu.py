@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from support import laws
 from support.rollouts import random_rollout
 from support.scan_laws import interpreted_kernel, kernel_matches_lax_scan, matches_lax_scan
-from support.versions import set_mesh
+from support.versions import kernel_on_explicit_axes, set_mesh
 
 import gae_jax
 from gae_jax._affine_scan import affine_scan
@@ -60,7 +60,9 @@ def test_symbolic_batch_is_refused():
         export.export(jax.jit(pallas_scan), platforms=("tpu",))(*arrays)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=kernel_on_explicit_axes)], ids=str
+)
 def test_auto_axes_are_refused(kind):
     """Of more than one device: the compiler cannot split a kernel."""
     for devices in (1, 2):

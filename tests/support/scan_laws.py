@@ -167,7 +167,7 @@ def batches_as_lax_scan(lib, name):
 def batched(lib, name, reverse):
     def results(arguments, one):
         init, xs, shared = arguments
-        scan = functools.partial(scanned, lib, name, reverse=reverse)
+        scan: Any = functools.partial(scanned, lib, name, reverse=reverse)
         gradient = jax.grad(lambda *x: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(scan(*x))))
         return {
             "along the first axis": jax.vmap(scan, in_axes=(0, 1, 0), out_axes=(0, 1))(*arguments),

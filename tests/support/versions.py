@@ -1,16 +1,20 @@
 """What differs for the tests between versions of JAX, and nothing else."""
 
 import inspect
+from typing import Any
 
 import jax
+import jax.experimental
+import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-if hasattr(jax, "enable_x64"):
-    enable_x64 = jax.enable_x64
-else:  # before 0.8
-    from jax.experimental import enable_x64 as enable_x64
-
-set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh  # the latter before 0.7.1
+VERSION = jax.__version_info__
+experimental: Any = jax.experimental
+sharding: Any = jax.sharding
+enable_x64 = jax.enable_x64 if VERSION >= (0, 8) else experimental.enable_x64
+set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else sharding.use_mesh
+kernel_on_explicit_axes = pytest.mark.skipif(VERSION < (0, 9), reason="the kernel on Explicit axes needs jax 0.9")
+shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 8), reason="shard_map of some Explicit axes needs jax 0.8")
 
 
 def two_cores_with_race_detection() -> pltpu.InterpretParams:
@@ -20,4 +24,5 @@ def two_cores_with_race_detection() -> pltpu.InterpretParams:
     """
     accepted = inspect.signature(pltpu.InterpretParams).parameters
     [cores] = accepted.keys() & {"num_cores_per_device", "num_cores_or_threads_per_device", "num_cores_or_threads"}
-    return pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", random_seed=0, **{cores: 2})
+    how: dict[str, Any] = {cores: 2}
+    return pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", random_seed=0, **how)
