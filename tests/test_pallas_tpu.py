@@ -21,7 +21,7 @@ from gae_jax._affine_scan.pallas_tpu import FEWEST_LANES, is_narrow, why_not
 GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradients_match_oracle
 
 
-@pytest.mark.parametrize(("length", "lanes"), [(1, 1), (20, 1), (12, 130)])
+@pytest.mark.parametrize(("length", "lanes"), [(1, 1), (12, 130)])
 def test_simulated_on_a_tpu(length, lanes):
     """Blocks that are full and not, one block and several; no race between the cores."""
     kernel_matches_lax_scan(gae_jax, length, lanes)

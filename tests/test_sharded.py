@@ -101,7 +101,7 @@ def test_the_compiler_is_not_asked_to_split_the_kernel():
 
 
 @given(rollout=rollouts, devices=st.sampled_from([2, 8]), implementation=st.sampled_from([None, "blocked"]))
-@hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 25))
+@hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 40))
 def test_time_split_matches_oracle(rollout, devices, implementation):
     """Shards of four rows or one, with any kind of row at the seams."""
     split = over_time(gae, devices, implementation=implementation)
