@@ -29,11 +29,10 @@ def test_program_has_no_loop(length):
 
 
 def test_composition_of_affine_maps():
-    two, three, five, seven, h = jnp.array([2.0, 3, 5, 7, 11])
-    first, then = AffineMap(two, three), AffineMap(five, seven)
+    (first, then), h = (AffineMap(*map(jnp.float32, x)) for x in ((2, 3), (5, 7))), jnp.float32(11)
     assert apply(compose(first, then), h) == apply(then, apply(first, h)) == 5 * (2 * 11 + 3) + 7
 
 
 def test_zero_absorbs_numbers_that_are_not_finite():
-    a, h = jnp.array([0.0, 0, 0, 2, 2]), jnp.array([1, np.nan, np.inf, 3, np.nan])
+    a, h = jnp.array([0.0, 0.0, 0.0, 2.0, 2.0]), jnp.array([1.0, jnp.nan, jnp.inf, 3.0, jnp.nan])
     np.testing.assert_array_equal(mul_zero_absorbs(a, h), [0, 0, 0, 6, np.nan])

@@ -134,8 +134,13 @@ def test_transformed(transformed, request):
         arrays, want = [x.reshape(-1, 2, 2) for x in arrays], [x.reshape(12, 2, 2) for x in WANT]
     else:
         want = WANT
-    with jax.checking_leaks(), jax.debug_nans(True):
+    with jax.debug_nans(True):
         assert_close(transformed(*arrays), want)
+
+
+def test_no_tracer_leaks():
+    with jax.checking_leaks():
+        assert_close(jax.jit(call)(*ARRAYS), WANT)
 
 
 def test_one_compilation_serves_every_gamma():

@@ -119,5 +119,6 @@ def test_bad_number_of_steps():
 
 
 def test_bad_values():
+    bad: dict[str, Any] = GOOD | {"values": np.ones((T, N))}
     with pytest.raises(ValueError, match=r"`values` must have shape \(6, 3\)"):
-        n_step_advantages(GOOD["rewards"], np.ones((T, N)), GOOD["terminated"], n=2, gamma=0.9)
+        n_step_advantages(**bad, n=2)

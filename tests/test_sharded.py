@@ -18,7 +18,7 @@ from support.laws import assert_close
 from support.meshes import make_mesh, over_time
 from support.oracle import oracle
 from support.rollouts import EXAMPLES, random_rollout, rollouts
-from support.versions import set_mesh
+from support.versions import kernel_on_explicit_axes, set_mesh, shard_map_of_some_axes
 
 from gae_jax import gae
 from gae_jax._affine_scan import affine_scan
@@ -56,7 +56,10 @@ ONE_AXIS, TWO_AXES = {"a": 8}, {"a": 4, "b": 2}
     [
         *((kind, name, ONE_AXIS, True) for kind in (Auto, Explicit) for name in (None, "scan", "blocked")),
         *((kind, None, TWO_AXES, False) for kind in (Auto, Explicit)),
-        *((Explicit, "pallas", axes, context) for axes, context in ((ONE_AXIS, True), (TWO_AXES, False))),
+        *(
+            pytest.param(Explicit, "pallas", axes, context, marks=kernel_on_explicit_axes)
+            for axes, context in ((ONE_AXIS, True), (TWO_AXES, False))
+        ),
     ],
     ids=str,
 )
@@ -98,7 +101,7 @@ def test_the_compiler_is_not_asked_to_split_the_kernel():
 
 
 @given(rollout=rollouts, devices=st.sampled_from([2, 8]), implementation=st.sampled_from([None, "blocked"]))
-@hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 25))
+@hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 40))
 def test_time_split_matches_oracle(rollout, devices, implementation):
     """Shards of four rows or one, with any kind of row at the seams."""
     split = over_time(gae, devices, implementation=implementation)
@@ -126,10 +129,13 @@ def test_time_split_obeys_the_law(law, check_vma):
 BOTH, TIME = ("time", "workers"), ("time",)
 
 
-@pytest.mark.parametrize("kind", [Auto, Explicit], ids=str)
 @pytest.mark.parametrize(
-    ("implementation", "manual"),
-    [*((name, manual) for name in (None, "blocked") for manual in (BOTH, TIME)), ("pallas", BOTH)],
+    ("implementation", "manual", "kind"),
+    [
+        *((name, BOTH, kind) for name in (None, "blocked", "pallas") for kind in (Auto, Explicit)),
+        *((name, TIME, Auto) for name in (None, "blocked")),
+        *(pytest.param(name, TIME, Explicit, marks=shard_map_of_some_axes) for name in (None, "blocked")),
+    ],
     ids=str,
 )
 def test_time_and_workers_split(implementation, manual, kind):

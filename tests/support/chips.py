@@ -1,6 +1,6 @@
-"""Programs compiled for chips that are not here: what the compilers for GPUs and TPUs make of a function.
+"""Programs compiled for GPUs and TPUs that are not here.
 
-It needs the extra `aot`, and JAX_PLATFORMS=cpu when JAX is imported.
+This module needs the extra `aot`, and JAX_PLATFORMS=cpu when JAX is imported.
 """
 
 import collections
@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DUMP = tempfile.TemporaryDirectory()
-os.environ |= {  # read when a TPU is first asked for
+os.environ |= {  # read at the first request for a TPU
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -53,7 +53,7 @@ def devices(chip, topology=None):
 
 
 def compiled(chip, fn, *shapes):
-    """Compiles a function of arrays for one chip of a kind."""
+    """Compiles a function of arrays for one chip."""
     mesh = Mesh(np.array(devices(chip)[:1]), ("all",))
     everywhere = NamedSharding(mesh, PartitionSpec())
     arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for x in shapes]
@@ -62,21 +62,21 @@ def compiled(chip, fn, *shapes):
 
 
 def text(executable):
-    """The compiled program, to read."""
+    """Returns the compiled program as text."""
     program = executable.as_text()
     assert program is not None
     return program
 
 
 def launched(executable):
-    """What the program launches, and how often: what its entry lists, but for names of what is there already."""
+    """Returns how often the entry of the program launches each kind of instruction."""
     [entry] = re.findall(r"^ENTRY .*?^}", text(executable), re.MULTILINE | re.DOTALL)
     opcodes = collections.Counter(re.findall(r" = .*? ([a-z][a-z0-9-]*)\(", entry))
     return {name: count for name, count in opcodes.items() if name not in NOT_LAUNCHED}
 
 
 def estimated_cycles(executable, length):
-    """What a TPU's compiler expects an XLA program to take, if every loop in it runs `length` times."""
+    """Returns the cycles that the compiler for TPUs estimates for a program whose loops run `length` times."""
     program = text(executable)
     bodies = {m[1]: m[0] for m in re.finditer(r"^(?:ENTRY )?%?([\w.-]+) \(.*?^}", program, re.MULTILINE | re.DOTALL)}
 
@@ -89,10 +89,10 @@ def estimated_cycles(executable, length):
 
 
 def kernel_cycles(fn, chip, *shapes, rows, blocks):
-    """What the one kernel of a program takes, from its instructions; with what surrounds it, but no wait for memory.
+    """Returns the cycles of a program with one kernel, without waits for memory.
 
-    Of its bundles, one a cycle, those of the innermost loops run once a row, as if all of these were one loop, and all
-    others once a block.
+    The kernel takes a cycle for each bundle of instructions: bundles of the innermost loops run once a row, and all
+    others once a block. The compiler estimates the cycles of what surrounds the kernel.
     """
     for file in pathlib.Path(DUMP.name).iterdir():
         file.unlink()

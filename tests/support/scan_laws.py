@@ -159,15 +159,14 @@ def forgets_before_a_cut(lib, name, length=40):
 
 def batches_as_lax_scan(lib, name):
     """`jax.vmap` over all arrays, along any axis, twice, and of a gradient; and over some of the arrays."""
-    for reverse in (False, True):
-        assert_all_close(batched(lib, name, reverse), batched(None, None, reverse), 1e-4)
+    assert_all_close(batched(lib, name), batched(None, None), 1e-4)
 
 
 @functools.cache
-def batched(lib, name, reverse):
+def batched(lib, name):
     def results(arguments, one):
         init, xs, shared = arguments
-        scan = functools.partial(scanned, lib, name, reverse=reverse)
+        scan: Any = functools.partial(scanned, lib, name, reverse=True)
         gradient = jax.grad(lambda *x: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(scan(*x))))
         return {
             "along the first axis": jax.vmap(scan, in_axes=(0, 1, 0), out_axes=(0, 1))(*arguments),

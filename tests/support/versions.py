@@ -5,13 +5,19 @@ from typing import Any
 
 import jax
 import jax.experimental
+import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-enable_x64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else vars(jax.experimental)["enable_x64"]  # from 0.8 on
-set_mesh: Any = jax.set_mesh if hasattr(jax, "set_mesh") else vars(jax.sharding)["use_mesh"]  # from 0.7.1 on
+VERSION = jax.__version_info__
+experimental: Any = jax.experimental
+sharding: Any = jax.sharding
+enable_x64 = jax.enable_x64 if VERSION >= (0, 8) else experimental.enable_x64
+set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else sharding.use_mesh
+kernel_on_explicit_axes = pytest.mark.skipif(VERSION < (0, 9), reason="the kernel on Explicit axes needs jax 0.9")
+shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 8), reason="shard_map of some Explicit axes needs jax 0.8")
 
 
-def two_cores_with_race_detection() -> Any:
+def two_cores_with_race_detection() -> pltpu.InterpretParams:
     """Returns the parameters of a simulated TPU of two cores, which detects races and whose memory holds NaN at first.
 
     The parameter for the number of cores has had three names.
