@@ -1,16 +1,21 @@
-"""Arrays that lie as another array lies: under `jax.vmap`, and over the devices of a mesh."""
+"""Arrays that lie over the devices of a mesh as another array lies."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from gae_jax._affine_scan.versions import VARYING
 
 
 def zeros_placed_like(x: Array) -> Array:
-    """Returns zeros that are mapped and split as `x` is, whatever `x` holds; `jnp.zeros_like` forgets both."""
-    return (x > x).astype(x.dtype)
+    """Returns zeros that are split over Explicit and Manual axes of a mesh as `x` is, whatever `x` holds.
+
+    `jnp.zeros_like` forgets the axes. Where there are none, its zeros are constants, which the compiler folds.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    return (x > x).astype(x.dtype) if mesh.explicit_axes or mesh.manual_axes else jnp.zeros_like(x)
 
 
 def struct_placed_like(shape: tuple[int, ...], dtype: Any, x: Array) -> jax.ShapeDtypeStruct:
