@@ -44,12 +44,6 @@ def _solve(
     def entering(dh: Array, first: Array) -> Array:
         return jnp.concatenate([dh[1:], first[None]] if reverse else [first[None], dh[:-1]])
 
-    # What enters the first row is known: c_1 + a_1 dh_0 takes the place of c_1.
-    if reverse:
-        right_side = jnp.concatenate([c[:-1], c[-1:] + a[-1:] * d_init[None]])
-    else:
-        right_side = jnp.concatenate([c[:1] + a[:1] * d_init[None], c[1:]])
-
     def residual(dh: Array) -> Array:
         return dh - a * entering(dh, zeros_placed_like(a[0]))
 
@@ -59,7 +53,8 @@ def _solve(
     def transpose_solve(_: Any, ct: Array) -> Array:
         return scan(_apply_transposed, zeros_placed_like(a[0]), AffineMap(a, ct), (), not reverse, implementation)[1]
 
-    dh = lax.custom_linear_solve(residual, right_side, solve, transpose_solve)
+    from_init = a * entering(zeros_placed_like(a), d_init)  # a_1 dh_0 in the first row, and 0 in all others
+    dh = lax.custom_linear_solve(residual, c + from_init, solve, transpose_solve)
     return dh[0] if reverse else dh[-1], entering(dh, d_init)
 
 
