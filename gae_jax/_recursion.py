@@ -71,20 +71,26 @@ def zero_where_masked(mask: Array | None, x: Array) -> Array:
 
 
 def advantages_of(rollout: Rollout, lambda_before: Array, **how: Any) -> Array:
-    """Returns A_t of every row, `[T, *B]`. What varies over time is part of a row, and what does not is shared."""
+    """Returns A_t of every row, `[T, *B]`.
+
+    A parameter that varies over time is part of a row; a parameter that does not is shared by all rows of a worker, and
+    one number is shared by all workers.
+    """
     parameters = {"gamma": rollout.gamma, "lambda_before": lambda_before}
-    varying = {name: broadcast_like(x, rollout.terminated) for name, x in parameters.items() if x.shape[0] != 1}
-    shared = {name: broadcast_like(x[0], rollout.terminated[0]) for name, x in parameters.items() if x.shape[0] == 1}
-    rows = rows_of(rollout)._replace(**varying)
+    by_row = {name: broadcast_like(x, rollout.terminated) for name, x in parameters.items() if x.shape[0] != 1}
+    shared = {name: x[0] for name, x in parameters.items() if name not in by_row}
+    numbers = {name: x.reshape(()) for name, x in shared.items() if x.size == 1}
+    by_worker = {name: broadcast_like(x, rollout.terminated[0]) for name, x in shared.items() if name not in numbers}
+    rows = rows_of(rollout)._replace(**by_row)
     over_workers = functools.partial(advantages_of_one_worker, **how)
     for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
-        over_workers = jax.vmap(over_workers, in_axes=(1, 0, 0), out_axes=1)
-    return over_workers(rows, shared, rollout.bootstrap_value)
+        over_workers = jax.vmap(over_workers, in_axes=(1, 0, None, 0), out_axes=1)
+    return over_workers(rows, by_worker, numbers, rollout.bootstrap_value)
 
 
-def advantages_of_one_worker(rows: Row, shared: dict[str, Array], bootstrap_value: Array, **how: Any) -> Array:
+def advantages_of_one_worker(rows: Row, by_worker: Any, numbers: Any, bootstrap_value: Array, **how: Any) -> Array:
     """The recursion over one trajectory: rows `[T]` -> advantages `[T]`."""
-    _, advantages = affine_scan(skipping_step, bootstrap_value, rows, shared, reverse=True, **how)
+    _, advantages = affine_scan(skipping_step, bootstrap_value, rows, by_worker | numbers, reverse=True, **how)
     return advantages
 
 

@@ -51,7 +51,7 @@ def affine_scan(
         that JAX traces. `y` may be any function of the carry, of arrays in the shape of the carry.
       init: `[*B]`, the carry before the first row; with `reverse`, after the last.
       xs: a pytree of arrays `[T, *B]`, T at least 1.
-      shared: a pytree of arrays `[*B]`, which every row reads.
+      shared: a pytree of arrays `[*B]`, which every row reads. An axis may have length 1: one number for all of it.
       reverse: go from the last row to the first.
       axis_name: inside `jax.shard_map`, the mesh axis that time is split over: device i holds the i-th shard of `xs`.
         `init` is read on the device where the scan begins.
@@ -170,14 +170,12 @@ def _batchable(
 
     @scan.def_vmap
     def _(axis_size: int, is_batched: Any, init: Array, xs: Any, shared: Any) -> Any:
-        def batch_axis_at(axis: int) -> Callable[[Array, bool], Array]:
-            def move(x: Array, batched: bool) -> Array:
-                return jnp.moveaxis(x if batched else jnp.broadcast_to(x, (axis_size, *x.shape)), 0, axis)
+        def mapped(x: Array, batched: bool) -> Array:
+            return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
-            return move
-
-        init, shared = jax.tree.map(batch_axis_at(0), (init, shared), (is_batched[0], is_batched[2]))
-        xs = jax.tree.map(batch_axis_at(1), xs, is_batched[1])
+        init = mapped(init, is_batched[0])
+        xs = jax.tree.map(lambda x, batched: jnp.moveaxis(mapped(x, batched), 0, 1), xs, is_batched[1])
+        shared = jax.tree.map(lambda x, batched: x if batched else x[None], shared, is_batched[2])
         last, ys = _batchable(step, init, xs, shared, reverse, implementation)
         return (last, jax.tree.map(lambda y: jnp.moveaxis(y, 1, 0), ys)), (True, jax.tree.map(lambda _: True, ys))
 

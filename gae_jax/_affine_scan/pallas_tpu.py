@@ -54,6 +54,7 @@ def is_narrow(init: Array) -> bool:
 
 def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step row by row in one kernel."""
+    shared = jax.tree.map(lambda x: jnp.broadcast_to(x, init.shape), shared)
     kernel = functools.partial(_flat, step, reverse=reverse)
     if jax.typeof(init).sharding.mesh.explicit_axes:
         kernel = _on_every_device(kernel, init, xs, shared)
