@@ -59,10 +59,7 @@ def _in_blocks(maps: AffineMap, size: int) -> AffineMap:
 
 
 def _unstacked(maps: AffineMap, axis: int) -> list[AffineMap]:
-    def at(k: int) -> AffineMap:
-        return jax.tree.map(lambda x: lax.index_in_dim(x, k, axis, keepdims=False), maps)
-
-    return list(map(at, range(maps.a.shape[axis])))
+    return [AffineMap(*map_) for map_ in zip(*(jnp.unstack(x, axis=axis) for x in maps), strict=True)]
 
 
 def _block_size(length: int) -> int:
