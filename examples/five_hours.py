@@ -65,7 +65,7 @@ def termination_ignored(**case: Any) -> Array:
 
 def truncation_as_termination(**case: Any) -> Array:
     """One flag, `done`, for both: nothing of value follows the time limit."""
-    return right(**case | {"terminated": either_flag(case), "truncated": None})
+    return right(**case | {"terminated": either_flag(case), "truncated": None, "final_values": None})
 
 
 def truncation_not_cut(**case: Any) -> Array:

@@ -533,7 +533,7 @@ function on small rollouts, and compares its answers with those of an estimator 
 # %%
 CHECKED = {
     "result in reverse": "the result is in reverse",
-    "flag of the step before": "the flag is that of the step before",
+    "flag of the step before": "the flag of the step before",
     "termination ignored": "termination is ignored",
     "truncation as termination": "truncation as termination",
     "truncation not cut": "truncation does not cut",

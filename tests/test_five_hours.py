@@ -14,7 +14,7 @@ from gae_jax.testing import MISTAKES, cases, check_gae
 
 NAMED = {
     "result in reverse": "the result is in reverse",
-    "flag of the step before": "the flag is that of the step before",
+    "flag of the step before": "the flag of the step before",
     "termination ignored": "termination is ignored",
     "truncation as termination": "truncation as termination",
     "truncation not cut": "truncation does not cut",

@@ -80,6 +80,11 @@ def test_api_names_are_the_public_names():
 # The tables.
 
 
+def test_page_of_the_tests_names_every_module():
+    modules = {path.name for path in (pages.ROOT / "tests").glob("test_*.py")}
+    assert set(re.findall(r"`(test_\w+\.py)`", pages.read("tests/README.md"))) == modules
+
+
 def test_flags_are_the_table_of_environments():
     head = "| your environment | pass to `gae` |"
     assert pages.table(README, head) == pages.table(ENVIRONMENTS, head)
