@@ -13,6 +13,7 @@ import pytest
 
 import gae_jax
 
+pytestmark = pytest.mark.examples
 ROOT = pathlib.Path(__file__).parents[1]
 
 

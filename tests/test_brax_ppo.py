@@ -19,6 +19,7 @@ from brax_ppo import PPO, Config, Statistics, log_density
 from jax import lax
 from scipy.stats import norm
 
+pytestmark = pytest.mark.examples
 ROOT = pathlib.Path(__file__).parents[1]
 SECONDS = 240
 

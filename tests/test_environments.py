@@ -79,17 +79,20 @@ def test_gymnasium_disabled():
         check("gymnasium, `AutoresetMode.DISABLED`", recording, naive=truncation_as_termination)
 
 
+@pytest.mark.examples
 def test_gymnax():
     (recording,) = record(gymnax_rows)
     next_values = value_fn(recording.names["obs"][1:])
     check("gymnax", recording, naive=calls(final_values=next_values))
 
 
+@pytest.mark.examples
 def test_brax():
     """The recording holds the final observations; the recipe does not use them."""
     check("Brax, its own wrappers", brax_recording(), naive=truncation_as_termination, final_observation_lost=True)
 
 
+@pytest.mark.examples
 def test_brax_with_the_final_observation():
     recording = brax_recording()
     assert_final_observation_is_nowhere_else(recording)

@@ -12,6 +12,7 @@ import pytest
 from gae_jax import gae
 from gae_jax.testing import MISTAKES, cases, check_gae
 
+pytestmark = pytest.mark.examples
 NAMED = {
     "result in reverse": "the result is in reverse",
     "flag of the step before": "the flag of the step before",

@@ -10,6 +10,7 @@ import pytest
 jupytext = pytest.importorskip("jupytext", reason="needs the extra `notebook`")
 pytest.importorskip("matplotlib", reason="needs the extra `notebook`")
 
+pytestmark = pytest.mark.examples
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 SOURCE, NOTEBOOK = EXAMPLES / "gae_explained.py", EXAMPLES / "gae_explained.ipynb"
 FIGURES = 13

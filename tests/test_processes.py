@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.examples
 SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "scaling_out.py"
 SECONDS = 280
 

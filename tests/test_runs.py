@@ -17,6 +17,7 @@ import pytest
 import run_options
 from brax_ppo import Config
 
+pytestmark = pytest.mark.examples
 ROOT = pathlib.Path(__file__).parents[1]
 TREE = {"params": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "key": np.array([1, 2], np.uint32)}
 

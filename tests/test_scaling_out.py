@@ -4,6 +4,8 @@ import jax
 import pytest
 import scaling_out
 
+pytestmark = pytest.mark.examples
+
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),

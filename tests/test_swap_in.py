@@ -24,6 +24,7 @@ from support.oracle import oracle
 from support.peers import as_peers_want
 from support.rollouts import random_rollout
 
+pytestmark = pytest.mark.examples
 GAMMA, LAMBDA = 0.9, 0.8
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -383,23 +383,24 @@ def test_jax_refuses_a_check_in_a_compiled_function_without_checkify():
 
 def test_with_time_split_over_devices():
     """Each device checks its shard. V(s_T) is read on the last device, and not on the others."""
-    unmasked = ROLLOUT.replace(mask=None)
+    rewards, values = jnp.asarray(ROLLOUT.rewards), jnp.asarray(ROLLOUT.values[:-1])
 
-    def split(*, last_value, where, rewards=unmasked.rewards):
-        def on_each(rollout, last_value):
+    @jax.jit
+    def error(rewards, last_value, where):
+        def on_each(rollout, last_value, where):
             here = jax.lax.axis_index("time")
             last_value = jnp.where(here == where, last_value, 1.0)
             check_rollout(**rollout, gamma=0.9, lambda_=0.8, bootstrap_value=last_value, axis_name="time")
             return rollout["rewards"]
 
-        rollout = {"rewards": rewards, "values": unmasked.values[:-1], "terminated": np.zeros((T, N), bool)}
+        rollout = {"rewards": rewards, "values": values, "terminated": jnp.zeros((T, N), bool)}
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:3]), ("time",))
-        fn = jax.shard_map(on_each, mesh=mesh, in_specs=(P("time"), P()), out_specs=P("time"))
-        checkify.checkify(fn)(rollout, jnp.full(N, last_value, jnp.float32))[0].throw()
+        fn = jax.shard_map(on_each, mesh=mesh, in_specs=(P("time"), P(), P()), out_specs=P("time"))
+        return checkify.checkify(fn)(rollout, last_value, where)[0]
 
-    split(last_value=1.0, where=2)
-    split(last_value=nan, where=1)
+    error(rewards, jnp.ones(N), 2).throw()
+    error(rewards, jnp.full(N, nan), 1).throw()
     with pytest.raises(checkify.JaxRuntimeError, match=r"`bootstrap_value` must hold"):
-        split(last_value=nan, where=2)
+        error(rewards, jnp.full(N, nan), 2).throw()
     with pytest.raises(checkify.JaxRuntimeError, match=r"`rewards` must hold finite numbers"):
-        split(last_value=1.0, where=2, rewards=np.where(np.arange(T)[:, None] < 1, np.float32(inf), unmasked.rewards))
+        error(rewards.at[0].set(inf), jnp.ones(N), 2).throw()

@@ -98,6 +98,7 @@ def test_table_of_recipes_has_their_lines_and_differences():
 
 
 @pytest.mark.parametrize("heading", IN_TOKEN_LEVEL)
+@pytest.mark.examples
 def test_token_level_has_the_lines_of_the_recipe(heading):
     script = iter(line.strip() for line in pages.read("examples/token_level.py").splitlines())
     for line in pages.recipes(PAGE)[heading].splitlines():
@@ -119,6 +120,7 @@ def test_token_level_has_the_lines_of_the_recipe(heading):
         (["--bogus"], "error: unrecognized arguments: --bogus"),
     ],
 )
+@pytest.mark.examples
 def test_token_level_refuses_in_one_line(options, complaint, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["token_level.py", *options])
@@ -129,6 +131,7 @@ def test_token_level_refuses_in_one_line(options, complaint, monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.examples
 def test_token_level_helps_without_its_extra():
     """Where matplotlib and rich are not installed, `--help` works, and a run names the command that installs them."""
     for options, status in (["--help"], 0), ([], 2):
@@ -157,6 +160,7 @@ def run_without(modules, *options):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
 
 
+@pytest.mark.examples
 def test_token_level_writes_the_file_that_it_names(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pytest.importorskip("rich")
