@@ -109,7 +109,8 @@ def _advantages_of_one_worker(n: int, rows: Row, bootstrap_value: Array) -> Arra
     mask = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
     steps = jnp.arange(mask.shape[0])
     unmasked_from = lax.cummin(jnp.where(mask, steps, steps.size), reverse=True)  # the first one, from each row on
-    next_unmasked = jnp.concatenate([unmasked_from[1:], jnp.full_like(unmasked_from[:1], steps.size)])
+    end = broadcast_like(jnp.full(1, steps.size), unmasked_from[:1])
+    next_unmasked = jnp.concatenate([unmasked_from[1:], end])
 
     def look_further(_: Array, targets: Array) -> Array:
         following = jnp.concatenate([targets, bootstrap_value[None]])[next_unmasked]

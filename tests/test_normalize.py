@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from scaling_out import collective_bytes, collectives
 from support.laws import assert_close
 from support.mutants import Mutant, load
+from support.versions import enable_x64
 
 import gae_jax
 from gae_jax import GAEOutput, normalize
@@ -119,7 +120,7 @@ def test_dtypes():
     assert normalize(jnp.asarray(x, jnp.int8)).dtype == jnp.float32
     mask = np.array([1, 1, 1, 0])
     assert_close([normalize(x, mask)], [standardized(x, mask != 0)], rtol=1e-6)
-    with jax.enable_x64(True):
+    with enable_x64(True):
         assert normalize(x).dtype == jnp.float64
         assert normalize(np.float32(x)).dtype == jnp.float32
         assert_close([normalize(x)], [standardized(x)], rtol=1e-8)

@@ -18,7 +18,12 @@ from support.laws import assert_close
 from support.meshes import make_mesh, over_time
 from support.oracle import oracle
 from support.rollouts import EXAMPLES, random_rollout, rollouts
-from support.versions import kernel_on_explicit_axes, set_mesh, shard_map_of_some_axes
+from support.versions import (
+    kernel_on_explicit_axes,
+    kernel_with_derivative_per_shard,
+    set_mesh,
+    shard_map_of_some_axes,
+)
 
 from gae_jax import gae
 from gae_jax._affine_scan import affine_scan
@@ -211,7 +216,12 @@ def test_collectives_of_a_gradient(implementation):
 
 @pytest.mark.parametrize(
     ("implementation", "check_vma", "reverse"),
-    [(None, True, True), (None, True, False), ("blocked", False, True), ("pallas", False, False)],
+    [
+        (None, True, True),
+        (None, True, False),
+        ("blocked", False, True),
+        pytest.param("pallas", False, False, marks=kernel_with_derivative_per_shard),
+    ],
 )
 def test_affine_scan_split(implementation, check_vma, reverse):
     """Outputs as of `lax.scan`, the last carry on every device; with derivatives."""

@@ -16,6 +16,11 @@ set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else sharding.use_mesh
 kernel_on_explicit_axes = pytest.mark.skipif(VERSION < (0, 9), reason="the kernel on Explicit axes needs jax 0.9")
 shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 8), reason="shard_map of some Explicit axes needs jax 0.8")
 
+kernel_with_derivative_per_shard = pytest.mark.skipif(
+    VERSION < (0, 8), reason="inside shard_map, jax 0.7 leaves the mesh out of the type of a kernel's result"
+)
+transposes_any_scan = pytest.mark.skipif(VERSION < (0, 10), reason="jax 0.10 is the first to transpose any lax.scan")
+
 
 def two_cores_with_race_detection() -> pltpu.InterpretParams:
     """Returns the parameters of a simulated TPU of two cores, which detects races and whose memory holds NaN at first.
