@@ -708,7 +708,7 @@ for (name, evaluations), colour, style in zip(live.items(), (DARK, MIDDLE), ("-"
 axes.set_xlabel("training steps (thousands)")
 axes.set_ylabel("steps that the pole stays up")
 axes.set_title("Evaluations beyond the time limit, one seed each")
-axes.legend()
+axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 close(live["right"][0], live["result in reverse"][0])  # one and the same agent, before training
 assert live["right"][-8:].mean() > live["result in reverse"][-8:].mean()
 
@@ -749,7 +749,7 @@ for start, stop, colour, style in styles:
     close(
         slope, 0 if ends[start:stop].any() else (gamma * lambda_) ** (stop - start)
     )  # of the slope that it should have
-    label = f"{stop - start} rows: slope {slope:.2f}" + ", an episode ends in it" * bool(ends[start:stop].any())
+    label = f"length {stop - start}: slope {slope:.2f}" + ", an episode ends in it" * bool(ends[start:stop].any())
     axes.plot(inputs, outputs, color=colour, linestyle=style, linewidth=2, marker="o", markersize=4, label=label)
 axes.set_xlabel("h behind the piece (reward)")
 axes.set_ylabel("h before the piece (reward)")

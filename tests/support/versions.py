@@ -14,7 +14,7 @@ sharding: Any = jax.sharding
 enable_x64 = jax.enable_x64 if VERSION >= (0, 8) else experimental.enable_x64
 set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else sharding.use_mesh
 kernel_on_explicit_axes = pytest.mark.skipif(VERSION < (0, 9), reason="the kernel on Explicit axes needs jax 0.9")
-shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 8), reason="shard_map of some Explicit axes needs jax 0.8")
+shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 10), reason="shard_map of some Explicit axes needs jax 0.10")
 
 kernel_with_derivative_per_shard = pytest.mark.skipif(
     VERSION < (0, 8), reason="inside shard_map, jax 0.7 leaves the mesh out of the type of a kernel's result"
