@@ -1,18 +1,11 @@
 """Every test runs as strictly as JAX allows, on eight devices: CPUs, unless JAX_PLATFORMS names other devices."""
 
 import os
-import tempfile
 
 import hypothesis
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-# What one test compiles, another finds: pytest's processes inherit the name of the directory.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    CACHE = tempfile.TemporaryDirectory(prefix="gae_jax")  # deleted when this process ends
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 
