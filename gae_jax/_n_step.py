@@ -95,9 +95,8 @@ def n_step_advantages(
 @functools.partial(jax.jit, static_argnames=("n", "time_axis"))
 def _n_step_advantages(rollout: Rollout, *, n: int, time_axis: int) -> Array:
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
-    one = jnp.ones((1,) * rollout.gamma.ndim, rollout.gamma.dtype)
-    gamma = broadcast_like(rollout.gamma, rollout.terminated)
-    rows = rows_of(rollout)._replace(gamma=gamma, lambda_before=broadcast_like(one, rollout.terminated))
+    gamma, one = (broadcast_like(x, rollout.terminated) for x in (rollout.gamma, rollout.lambda_))
+    rows = rows_of(rollout)._replace(gamma=gamma, lambda_before=one)
     over_workers = functools.partial(_advantages_of_one_worker, n)
     for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
         over_workers = jax.vmap(over_workers, in_axes=(1, 0), out_axes=1)

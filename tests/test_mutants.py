@@ -29,9 +29,10 @@ def fails(law, *arguments):
     return False
 
 
-def breaks(lib, law):
-    """Returns whether the library breaks the law on some example."""
-    return any(fails(law, lib, rollout) for rollout in EXAMPLES)
+def undetected_by(mutant, lib, module):
+    """Returns the names of the mutant's laws in the module that the library keeps on every example."""
+    every = {name: getattr(module, name) for name in mutant.caught_by}
+    return [name for name, law in every.items() if not any(fails(law, lib, rollout) for rollout in EXAMPLES)]
 
 
 def each_of(section):
@@ -40,22 +41,19 @@ def each_of(section):
 
 @each_of("gae")
 def test_mutant_is_detected(mutant, lib):
-    for name in mutant.caught_by:
-        assert breaks(lib, getattr(laws, name)), name
+    assert undetected_by(mutant, lib, laws) == []
 
 
 @each_of("time split over devices")
 def test_mutant_is_detected_with_time_split(mutant, lib):
     shards = 6 if mutant.name == "lambda_of_a_shard_of_one_row" else 3
     split = laws.Library(over_time(lib.gae, shards))
-    for name in mutant.caught_by:
-        assert breaks(split, getattr(laws, name)), name
+    assert undetected_by(mutant, split, laws) == []
 
 
 @each_of("other estimators")
 def test_mutant_of_an_estimator_is_detected(mutant, lib):
-    for name in mutant.caught_by:
-        assert breaks(lib, getattr(estimator_laws, name)), name
+    assert undetected_by(mutant, lib, estimator_laws) == []
 
 
 @each_of("affine_scan")

@@ -261,7 +261,7 @@ def test_flags_of_any_kind(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_floats_in_and_out_but_not_between(dtype):
-    """The result is that of float32 arithmetic on the rounded inputs, rounded once."""
+    """The result equals float32 arithmetic on the rounded inputs, rounded once."""
     rounded = TYPED.map_arrays(lambda x: x if x.dtype == bool else x.astype(dtype))
     wide = rounded.map_arrays(lambda x: x if x.dtype == bool else x.astype(np.float32))
     output = gae(**rounded.arguments())
