@@ -272,7 +272,7 @@ def main() -> None:
     """Times all contenders at every shape, prints tables, and writes and draws the numbers."""
     options = read_options()
     require("benchmark", "rich", *(["matplotlib"] if options.picture else []))
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are those of a first run
+    jax.config.update("jax_enable_compilation_cache", False)  # time what a first run compiles
     about, (chosen, left_out) = machine(), choose(options)
     title = f"{about['device']}, {about['cores']} cores, float32"
     print(f"{title}; {', '.join(f'{name} {version}' for name, version in about['versions'].items())}")

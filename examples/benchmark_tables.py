@@ -32,7 +32,7 @@ def digits(x: float) -> str:
 
 
 def over_floor(numbers: Numbers, dispatch_s: float) -> str:
-    """The time of `gae` over that of one pass, or "dispatch" where dispatch decides the time of the pass."""
+    """The time of `gae` divided by the time of one pass, or "dispatch" where dispatch decides the time of the pass."""
     dispatch_decides = numbers[FLOOR]["call_s"] < 2 * dispatch_s or numbers[OURS]["over_floor"] < 1
     return "dispatch" if dispatch_decides else f"{numbers[OURS]['over_floor']:.2f}"
 
@@ -50,13 +50,13 @@ def all_contenders(shape: Shape, numbers: Numbers) -> str:
 
 
 def summary(results: dict[Shape, Numbers], dispatch_s: float) -> str:
-    """`gae` at every shape, and the time of a call of every other contender over that of `gae`."""
+    """The times of `gae` at every shape, and each other contender's call time divided by the call time of `gae`."""
     names = [name for name in next(iter(results.values())) if name not in (OURS, FLOOR)]
     rows = []
     for shape, numbers in results.items():
         own = [micro(numbers[OURS]["call_s"]), micro(numbers[OURS]["device_s"]), over_floor(numbers, dispatch_s)]
         rows.append(["{} × {}".format(*shape), *own, *(f"{numbers[name]['over_gae']:.2f}" for name in names)])
-    title = "Time of a call over that of gae: above 1, gae is faster. The first three columns are of gae itself."
+    title = "Call time divided by gae's call time: above 1, gae is faster. The first three columns describe gae itself."
     return markdown(title, ["T × N", "call, µs", "device, µs", "gae / one pass", *names], rows)
 
 
@@ -81,7 +81,7 @@ def beside_published(results: dict[Shape, Numbers]) -> str:
 
 
 def draw(results: dict[Shape, Numbers], title: str, path: pathlib.Path) -> None:
-    """Draws the times relative to those of `gae` over the shapes by number of steps, a line for each contender."""
+    """Draws a line for each contender: its time divided by the time of `gae`, over the shapes by number of steps."""
     from matplotlib.figure import Figure
 
     shapes = sorted(results)

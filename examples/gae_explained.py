@@ -270,7 +270,7 @@ def walk(start: np.ndarray, actions: np.ndarray) -> np.ndarray:
     return np.stack(states, axis=-1)
 
 
-ALL_ACTIONS = (np.arange(2**STEPS)[:, None] >> np.arange(STEPS)) & 1  # the first action is that of the lowest bit
+ALL_ACTIONS = (np.arange(2**STEPS)[:, None] >> np.arange(STEPS)) & 1  # bit k of the row's index is action k
 ALL_STATES = walk(np.arange(STATES)[:, None], np.broadcast_to(ALL_ACTIONS, (STATES, *ALL_ACTIONS.shape)))
 
 
@@ -439,7 +439,7 @@ FLAGS = {"terminated": np.arange(T) == END, "truncated": np.arange(T) == LIMIT}
 
 
 def jacobians(estimate: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns dA/dr `[T, T]`, dA/dV `[T, T+1]` with that of V(s_T), and dA/dV(final) `[T, T]`."""
+    """Returns dA/dr `[T, T]`, dA/dV `[T, T+1]`, whose last column is for V(s_T), and dA/dV(final) `[T, T]`."""
     by_name = jax.jacrev(lambda x: estimate(**x, **FLAGS, gamma=gamma, lambda_=lambda_))(ROLLOUT)
     by_value = np.concatenate([by_name["values"], by_name["bootstrap_value"][:, None]], axis=1)
     return np.asarray(by_name["rewards"]), by_value, np.asarray(by_name["final_values"])
@@ -526,7 +526,7 @@ border marks a cell that differs from the right one, at the top left; a white ce
 zero. A minus marks a negative derivative.
 
 Below each title stands the name that the library's `gae_jax.testing.check_gae` gives the mistake. `check_gae` runs a
-function on small rollouts, and compares its answers with those of an estimator that makes one mistake at a time.
+function on small rollouts, and compares its results with estimators that make one known mistake each.
 """
 
 
@@ -681,8 +681,8 @@ r"""
 One bug is **loud**: with termination ignored the agent never learns to stand, and the training curve shows it.
 
 Two bugs are **silent in training and costly afterwards**: truncation as termination, and truncation not cut. Their
-training curves are those of the right agent, at the limit of 100 steps. Beyond the limit their agents fall. In
-training only the bootstrap from the final observation carries what would come after the limit, and both bugs spoil
+agents train as the right agent does, up to the limit of 100 steps. Beyond the limit these agents fall. In training
+only the bootstrap from the final observation carries what would come after the limit, and both bugs spoil
 it.
 
 The reversed result deceives most: it **learns**. Its agents rise from about 30 steps to more than 200, and their
@@ -760,7 +760,7 @@ assert piece(16, 48, inputs[0])[1] == piece(16, 48, inputs[-1])[1]  # nothing pa
 # %% [markdown]
 r"""
 **Streaming.** A rollout may be cut anywhere. Estimate the later piece first and pass its $h$ on as the
-`bootstrap_value` of the earlier one. The result is that of the whole.
+`bootstrap_value` of the earlier one. The pieces' advantages equal the whole rollout's.
 
 **Time split over devices.** Each device composes its piece into $(a, b)$; the devices exchange these pairs, whatever
 the length of the pieces; then each device knows its $h$ and runs its piece. In the library this is the argument
