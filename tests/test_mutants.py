@@ -1,5 +1,8 @@
 """The laws detect mistakes: every mutant of the library breaks the laws that are there to detect it."""
 
+import functools
+import types
+
 import pytest
 from support import estimator_laws, laws, scan_laws
 from support.meshes import over_time
@@ -35,25 +38,31 @@ def undetected_by(mutant, lib, module):
     return [name for name, law in every.items() if not any(fails(law, lib, rollout) for rollout in EXAMPLES)]
 
 
+def by_rows(estimator):
+    """Returns the estimator with the implementation that is the fastest to trace: what is mutated, all of them call."""
+    return functools.partial(estimator, implementation="scan")
+
+
 def each_of(section):
     return pytest.mark.parametrize("mutant", BY_SECTION[section], ids=lambda mutant: mutant.name)
 
 
 @each_of("gae")
 def test_mutant_is_detected(mutant, lib):
-    assert undetected_by(mutant, lib, laws) == []
+    assert undetected_by(mutant, laws.Library(by_rows(lib.gae)), laws) == []
 
 
 @each_of("time split over devices")
 def test_mutant_is_detected_with_time_split(mutant, lib):
     shards = 6 if mutant.name == "lambda_of_a_shard_of_one_row" else 3
-    split = laws.Library(over_time(lib.gae, shards))
+    split = laws.Library(over_time(by_rows(lib.gae), shards))
     assert undetected_by(mutant, split, laws) == []
 
 
 @each_of("other estimators")
 def test_mutant_of_an_estimator_is_detected(mutant, lib):
-    assert undetected_by(mutant, lib, estimator_laws) == []
+    estimators = types.SimpleNamespace(vtrace=by_rows(lib.vtrace), n_step_advantages=lib.n_step_advantages)
+    assert undetected_by(mutant, estimators, estimator_laws) == []
 
 
 @each_of("affine_scan")

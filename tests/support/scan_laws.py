@@ -57,12 +57,25 @@ def interpreted_kernel(interpret=True):
     return mock.patch.object(pl, "pallas_call", functools.partial(PALLAS_CALL, interpret=interpret))
 
 
+@contextlib.contextmanager
+def short_blocks(lib):
+    """Within this context, "blocked" has blocks of 2 to 4 rows: several levels of blocks in a small program."""
+    blocked = {} if lib is None else lib._affine_scan.blocked.__globals__
+    with mock.patch.dict(blocked, SHORTEST=2, LONGEST=4):
+        yield
+
+
+@functools.cache
+def by_lax_scan(seed, length, batch, reverse):
+    return scanned(None, None, *problem(seed, length, batch), reverse=reverse)
+
+
 def matches_lax_scan(lib, name, length=70, batch=(2,)):
     """The last carry and the outputs, in either direction."""
     arguments = problem(0, length, batch)
     for reverse in (False, True):
         got = jax.jit(functools.partial(scanned, lib, name, reverse=reverse))(*arguments)
-        assert_all_close(got, scanned(None, None, *arguments, reverse=reverse))
+        assert_all_close(got, by_lax_scan(0, length, batch, reverse))
 
 
 def differentiates_as_lax_scan(lib, name):
@@ -100,7 +113,7 @@ def loss_of(lib, name, cut):
 
 @functools.cache  # the results of `lax.scan` serve all implementations and mutants
 def derivatives(lib, name, dtype):
-    with enable_x64(dtype is np.float64):
+    with enable_x64(dtype is np.float64), short_blocks(lib):
         init, xs, shared = problem(1, 19, (2,), dtype)
         loss = loss_of(lib, name, xs.pop("cut"))
         inputs = init, xs, shared
@@ -118,7 +131,7 @@ def derivatives(lib, name, dtype):
 
 @functools.cache
 def reverse_over_reverse(lib, name, dtype):
-    with enable_x64(dtype is np.float64):
+    with enable_x64(dtype is np.float64), short_blocks(lib):
         init, xs, shared = problem(1, 5, (), dtype)
         loss = loss_of(lib, name, xs.pop("cut"))
 
@@ -142,7 +155,8 @@ def tangents_of_one_input(lib, name):
             along(slope, lambda x: (init, xs, (x, shared[1]))),
         )
 
-    return jax.jit(results)(init, xs["a"], shared[0])
+    with short_blocks(lib):
+        return jax.jit(results)(init, xs["a"], shared[0])
 
 
 def forgets_before_a_cut(lib, name, length=40):
@@ -178,7 +192,8 @@ def batched(lib, name):
             "over the shared arrays": jax.vmap(scan, in_axes=(None, None, 0))(one[0], one[1], shared),
         }
 
-    return jax.jit(results)(problem(3, 19, (3, 2)), problem(3, 19, (2,)))
+    with short_blocks(lib):
+        return jax.jit(results)(problem(3, 19, (3, 2)), problem(3, 19, (2,)))
 
 
 def kernel_matches_lax_scan(lib, length=12, lanes=130):
@@ -194,7 +209,7 @@ def kernel_matches_lax_scan(lib, length=12, lanes=130):
             got = kernel(step, init, xs, shared, reverse=reverse)
             jax.block_until_ready(got)
         assert "RACE" not in printed.getvalue().upper()
-        assert_all_close(got, scanned(None, None, init, xs, shared, reverse=reverse))
+        assert_all_close(got, by_lax_scan(4, length, (lanes,), reverse))
 
 
 LAWS = (
