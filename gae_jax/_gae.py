@@ -84,8 +84,8 @@ def gae(
         array, and `T` is the length of a shard. V(s_T) is used on the last device only. The communication does not
         depend on `T`: one all-gather of two numbers per worker, and one more exchange if lambda_ varies over time.
       implementation: the scan over time: "scan" is a loop, "blocked" has no loop, "pallas" is a TPU kernel. None
-        chooses by the platform. Only "scan" supports a symbolic number of steps in `jax.export`, and
-        `jax.linear_transpose`. `jax.export` for a TPU and another platform at once needs "scan" or "blocked".
+        chooses by the platform. `jax.export` with a symbolic number of steps needs "scan"; `jax.export` for a TPU and
+        another platform at once needs "scan" or "blocked"; `jax.linear_transpose` needs "scan" and jax 0.10.
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote

@@ -54,7 +54,7 @@ def normalize(
     check_is_array("advantages", advantages)
     if mask is not None:
         check_is_array("mask", mask)
-        check_shape("mask", mask, np.shape(advantages), "that of `advantages`")
+        check_shape("mask", mask, np.shape(advantages), "the shape of `advantages`")
     number = as_number("epsilon", epsilon)
     if not isinstance(number, Array) and not number >= 0:
         raise ValueError(f"`epsilon` must be at least 0; got {epsilon}")

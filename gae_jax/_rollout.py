@@ -155,16 +155,16 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
     guesses = {longer: "It has a row too many: there is one row a transition.", rows[::-1]: swapped}
     for name in ("terminated", "truncated", "final_values", "mask", "log_rhos"):
         if getattr(rollout, name) is not None:
-            check_shape(name, getattr(rollout, name), rows, "that of `rewards`", guesses)
+            check_shape(name, getattr(rollout, name), rows, "the shape of `rewards`", guesses)
     if rollout.bootstrap_value is None:
         guesses = {rows: "Append V(s_T), the value of the state after the last transition, or pass `bootstrap_value`."}
         guesses |= {longer[::-1]: swapped, (*rows[:-1], rows[-1] + 1): swapped}
-        check_shape("values", rollout.values, longer, "that of `rewards` with T + 1 rows of time", guesses)
+        check_shape("values", rollout.values, longer, "the shape of `rewards` with T + 1 rows of time", guesses)
     else:
         guesses |= {longer: "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."}
-        check_shape("values", rollout.values, rows, "that of `rewards`, as `bootstrap_value` is given", guesses)
+        check_shape("values", rollout.values, rows, "the shape of `rewards` beside `bootstrap_value`", guesses)
         guesses = dict.fromkeys([(1, *batch), (*batch, 1)], "Drop its axis of length 1.")
-        check_shape("bootstrap_value", rollout.bootstrap_value, batch, "that of `rewards` without time", guesses)
+        check_shape("bootstrap_value", rollout.bootstrap_value, batch, "the shape of `rewards` without time", guesses)
     for name in PARAMETERS:
         _assert_broadcastable(name, getattr(rollout, name), rows)
 

@@ -205,7 +205,7 @@ REFUSED = [
     ({"advantages": 1j * X}, TypeError, "`advantages` must hold floating-point .* got dtype complex64"),
     ({"mask": [True, False]}, TypeError, "`mask` must be an array of flags; got list"),
     ({"mask": "all"}, TypeError, "`mask` must be an array of flags; got str"),
-    ({"mask": np.ones(2, bool)}, ValueError, r"`mask` must have shape \(2, 2\), that of `advantages`; got \(2,\)"),
+    ({"mask": np.ones(2, bool)}, ValueError, r"`mask` must have shape \(2, 2\), the shape of `advantages`; got \(2,\)"),
     ({"mask": 1j * X}, TypeError, "`mask` must hold flags, bool or 0 and 1; got dtype complex64"),
     ({"epsilon": -1e-8}, ValueError, "`epsilon` must be at least 0; got -1e-08"),
     ({"epsilon": math.nan}, ValueError, "`epsilon` must be at least 0; got nan"),

@@ -41,10 +41,10 @@ SHAPES = [
         r"`terminated` must have shape \(5, 3\).* got \(3, 5\)\. Time and batch look swapped",
     ),
     ({"terminated": zeros(T + 1, N)}, r"`terminated` must have shape \(5, 3\).* got \(6, 3\)\. It has a row too many"),
-    ({"terminated": zeros(T)}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(5,\)"),
-    ({"terminated": zeros(1, N)}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(1, 3\)"),
-    ({"terminated": False}, r"`terminated` must have shape \(5, 3\), that of `rewards`; got \(\)"),
-    ({"truncated": zeros(T, 1)}, r"`truncated` must have shape \(5, 3\), that of `rewards`; got \(5, 1\)"),
+    ({"terminated": zeros(T)}, r"`terminated` must have shape \(5, 3\), the shape of `rewards`; got \(5,\)"),
+    ({"terminated": zeros(1, N)}, r"`terminated` must have shape \(5, 3\), the shape of `rewards`; got \(1, 3\)"),
+    ({"terminated": False}, r"`terminated` must have shape \(5, 3\), the shape of `rewards`; got \(\)"),
+    ({"truncated": zeros(T, 1)}, r"`truncated` must have shape \(5, 3\), the shape of `rewards`; got \(5, 1\)"),
     ({"truncated": zeros(N, T)}, r"`truncated` .* Time and batch look swapped"),
     (
         {"final_values": zeros(T + 1, N), "truncated": zeros(T, N)},
@@ -61,7 +61,7 @@ SHAPES = [
     ),
     (
         {"values": zeros(2, N)},
-        r"`values` must have shape \(6, 3\), that of `rewards` with T \+ 1 rows of time; got \(2, 3\)",
+        r"`values` must have shape \(6, 3\), the shape of `rewards` with T \+ 1 rows of time; got \(2, 3\)",
     ),
     ({"rewards": zeros()}, r"`rewards` must have an axis of time, shape \[T, \*B\]; got a scalar, shape \(\)"),
     ({"rewards": zeros(0, N)}, r"`rewards` must hold at least one transition; got shape \(0, 3\), so T = 0"),
@@ -76,11 +76,11 @@ SPLIT_SHAPES = [
     ),
     (
         {"bootstrap_value": zeros()},
-        r"`bootstrap_value` must have shape \(3,\), that of `rewards` without time; got \(\)",
+        r"`bootstrap_value` must have shape \(3,\), the shape of `rewards` without time; got \(\)",
     ),
     (
         {"bootstrap_value": zeros(T)},
-        r"`bootstrap_value` must have shape \(3,\), that of `rewards` without time; got \(5,\)",
+        r"`bootstrap_value` must have shape \(3,\), the shape of `rewards` without time; got \(5,\)",
     ),
 ]
 TYPES = [

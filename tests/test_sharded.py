@@ -59,7 +59,7 @@ ONE_AXIS, TWO_AXES = {"a": 8}, {"a": 4, "b": 2}
 @pytest.mark.parametrize(
     ("kind", "implementation", "axes", "context"),
     [
-        *((kind, name, ONE_AXIS, True) for kind in (Auto, Explicit) for name in (None, "blocked")),
+        *((kind, name, ONE_AXIS, True) for kind in (Auto, Explicit) for name in (None, "scan", "blocked")),
         *((kind, None, TWO_AXES, False) for kind in (Auto, Explicit)),
         *(
             pytest.param(Explicit, "pallas", axes, context, marks=kernel_on_explicit_axes)
