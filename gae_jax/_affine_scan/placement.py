@@ -4,18 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from gae_jax._affine_scan.versions import VARYING
 
 
 def zeros_placed_like(x: Array) -> Array:
-    """Returns zeros that are split over Explicit and Manual axes of a mesh as `x` is, whatever `x` holds.
-
-    `jnp.zeros_like` forgets the axes. Where there are none, its zeros are constants, which the compiler folds.
-    """
-    mesh = jax.typeof(x).sharding.mesh
-    return (x > x).astype(x.dtype) if mesh.explicit_axes or mesh.manual_axes else jnp.zeros_like(x)
+    """Returns zeros that lie on a mesh as `x` does. `jnp.zeros_like` forgets the axes of a shard_map around it."""
+    return jnp.where(False, lax.stop_gradient(x), jnp.zeros((), x.dtype))
 
 
 def struct_placed_like(shape: tuple[int, ...], dtype: Any, x: Array) -> jax.ShapeDtypeStruct:
