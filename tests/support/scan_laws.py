@@ -79,9 +79,15 @@ def matches_lax_scan(lib, name, length=70, batch=(2,)):
 
 
 def differentiates_as_lax_scan(lib, name):
-    """With respect to the first carry, the rows and the shared arrays: forward, reverse, and second order."""
+    """Along the first carry, the rows and the shared arrays at once: forward and reverse."""
     dtype, tolerance = widest(name)
     assert_all_close(derivatives(lib, name, dtype), derivatives(None, None, dtype), tolerance)
+
+
+def differentiates_twice_as_lax_scan(lib, name):
+    """Forward over reverse, and reverse over forward."""
+    dtype, tolerance = widest(name)
+    assert_all_close(second_derivatives(lib, name, dtype), second_derivatives(None, None, dtype), tolerance)
 
 
 def differentiates_reverse_over_reverse(lib, name):
@@ -114,19 +120,34 @@ def loss_of(lib, name, cut):
 @functools.cache  # the results of `lax.scan` serve all implementations and mutants
 def derivatives(lib, name, dtype):
     with enable_x64(dtype is np.float64), short_blocks(lib):
-        init, xs, shared = problem(1, 19, (2,), dtype)
-        loss = loss_of(lib, name, xs.pop("cut"))
-        inputs = init, xs, shared
-        direction = jax.tree.map(jnp.sin, inputs)
+        loss, inputs, direction = loss_and_inputs(lib, name, dtype)
+        return jax.jit(lambda inputs: (slope_of(loss, inputs, direction), jax.grad(loss)(inputs)))(inputs)
 
-        def slope(inputs):
-            return jax.jvp(loss, (inputs,), (direction,))[1]
+
+@functools.cache
+def second_derivatives(lib, name, dtype):
+    with enable_x64(dtype is np.float64), short_blocks(lib):
+        loss, inputs, direction = loss_and_inputs(lib, name, dtype)
 
         def results(inputs):
-            gradient, forward_over_reverse = jax.jvp(jax.grad(loss), (inputs,), (direction,))
-            return slope(inputs), gradient, forward_over_reverse, jax.grad(slope)(inputs)
+            return (
+                slope_of(jax.grad(loss), inputs, direction),
+                jax.grad(lambda inputs: slope_of(loss, inputs, direction))(inputs),
+            )
 
         return jax.jit(results)(inputs)
+
+
+def loss_and_inputs(lib, name, dtype):
+    """Returns a loss, its inputs, and a direction to move them in."""
+    init, xs, shared = problem(1, 19, (2,), dtype)
+    loss = loss_of(lib, name, xs.pop("cut"))
+    inputs = init, xs, shared
+    return loss, inputs, jax.tree.map(jnp.sin, inputs)
+
+
+def slope_of(fn, inputs, direction):
+    return jax.jvp(fn, (inputs,), (direction,))[1]
 
 
 @functools.cache
@@ -215,6 +236,7 @@ def kernel_matches_lax_scan(lib, length=12, lanes=130):
 LAWS = (
     matches_lax_scan,
     differentiates_as_lax_scan,
+    differentiates_twice_as_lax_scan,
     differentiates_reverse_over_reverse,
     differentiates_one_input_at_a_time,
     forgets_before_a_cut,
