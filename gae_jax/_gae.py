@@ -1,4 +1,4 @@
-"""`gae`: the public call, and the object of the annotated page. The recursion itself is in `_recursion.py`."""
+"""`gae`, and the batch-major class `GAE`. The recursion is in `_recursion.py`."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ class GAEOutput(NamedTuple):
     """The result of `gae` and `vtrace`: two arrays in the shape of `rewards`."""
 
     advantages: Array  # A_t, the weights of the policy gradient
-    targets: Array  # the regression targets of the critic; of `gae`, the λ-return A_t + V(s_t)
+    targets: Array  # the regression targets of the critic; for `gae`, the λ-returns A_t + V(s_t)
 
 
 with contextlib.suppress(ValueError):  # where this module is reloaded, the name is taken
@@ -56,22 +56,23 @@ def gae(
         A_t = δ_t + γ λ A_{t+1}
 
     `T` is the number of transitions, t = 0 ... T-1; `*B` are any batch axes: workers, agents, reward channels. After a
-    terminated transition, 0 stands for V(s_{t+1}) and A_{t+1}. After a truncated transition, the value of the final
-    observation stands for V(s_{t+1}), and 0 for A_{t+1}.
+    terminated transition, V(s_{t+1}) and A_{t+1} are 0. After a truncated transition, V(s_{t+1}) is the value of the
+    final observation, and A_{t+1} is 0.
 
     The function is pure and compiled with `jax.jit`. It works inside jit, vmap, grad, scan and shard_map. It contains
-    no `jax.lax.stop_gradient`: a loss that calls `gae` detaches the results itself.
+    no `jax.lax.stop_gradient`: in a loss, apply it to the results.
 
     Args:
       rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]`, V(s_0) ... V(s_{T-1}), together with
         `bootstrap_value`.
-      terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode, and nothing of value follows.
+      terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode, so V(s_{t+1}) counts as 0.
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
-        Value follows, but row t+1 belongs to another episode. Where both flags are set, `terminated` wins.
-      gamma: γ, the discount, in [0, 1]. A scalar, or an array that broadcasts to `[T, *B]`: `[N]` holds one γ per
-        worker, `[T, 1]` one γ per step.
-      lambda_: λ, in [0, 1], in the same shapes. λ = 0 gives δ_t; λ = 1 gives the Monte-Carlo return minus V(s_t). If γ
+        The final observation has a value, and row t+1 belongs to another episode. Where both flags are set,
+        `terminated` wins.
+      gamma: γ, the discount, in [0, 1]. A scalar, or an array that broadcasts to the shape of `rewards`: where that
+        is `[T, N]`, `[N]` holds one γ per worker, `[T, 1]` one γ per step.
+      lambda_: λ, in [0, 1], in the same shapes. λ = 0 gives δ_t; λ = 1 gives the discounted return minus V(s_t). If γ
         and λ vary over time, A_t = δ_t + γ_t λ_t A_{t+1} and δ_t = r_t + γ_t V(s_{t+1}) - V(s_t).
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation, which is the observation before the reset. Used only
@@ -81,8 +82,9 @@ def gae(
         advantage of a masked row is 0. Its target is V(s_t), or 0 if V(s_t) is not finite.
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`.
       axis_name: inside `jax.shard_map`, the mesh axis that time is split over. Device i holds the i-th shard of each
-        array, and `T` is the length of a shard. V(s_T) is used on the last device only. The communication does not
-        depend on `T`: one all-gather of two numbers per worker, and one more exchange if lambda_ varies over time.
+        array that has an axis of time, and `T` is the length of a shard. `bootstrap_value` is V(s_T) of the whole
+        rollout, used on the last device only. The communication does not depend on `T`: one all-gather of two numbers
+        per worker, and one more exchange if lambda_ varies over time or T is 1.
       implementation: the scan over time: "scan" is a loop, "blocked" has no loop, "pallas" is a TPU kernel. None
         chooses by the platform. `jax.export` with a symbolic number of steps needs "scan"; `jax.export` for a TPU and
         another platform at once needs "scan" or "blocked"; `jax.linear_transpose` needs "scan" and jax 0.10.
@@ -92,14 +94,15 @@ def gae(
       to. JAX keeps float64 arrays only under x64. The recursion runs in float32 or wider.
 
     Unused entries may be NaN; they affect neither outputs nor gradients. Unused are: all inputs of a masked row,
-    final_values where not truncated, the reward of a dropped row, and V(s_T) of a worker whose last unmasked transition
-    ended an episode. A used entry that is not finite affects its own episode only; which results of the episode it
-    reaches depends on the implementation. `gae_jax.testing.check_rollout` finds such entries.
+    final_values except where truncated and not terminated, the reward of a dropped row, and V(s_T) of a worker whose
+    last unmasked transition ended an episode. A used entry that is not finite affects its own episode only; which
+    results of the episode it reaches depends on the implementation. `gae_jax.testing.check_rollout` finds such entries.
 
     Raises:
       TypeError: an argument is not an array of numbers or flags.
-      ValueError: a shape or a name is not one of the above; gamma or lambda_ is a number outside [0, 1]; T is 0;
-        `final_values` is given without `truncated`; or an integer array holds numbers that JAX's integers cannot hold.
+      ValueError: a shape or a name is not one of the above; gamma or lambda_ is a Python or NumPy number outside
+        [0, 1]; T is 0; `final_values` is given without `truncated`; or an integer array holds numbers that JAX's
+        integers cannot hold.
       NotImplementedError: the implementation cannot run here.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.
@@ -133,7 +136,7 @@ def _gae(rollout: Rollout, *, time_axis: int, axis_name: str | None, implementat
     how = {"axis_name": axis_name, "implementation": implementation}
     rollout, to_caller_layout = canonical(rollout, time_axis, axis_name)  # chex asserts every shape
     advantages = advantages_of(rollout, lambda_before_each_row(rollout, **how), **how)
-    targets = advantages + value_or_zero(rollout)  # as another output of the scan, they would cost a buffer more
+    targets = advantages + value_or_zero(rollout)  # as another output of the scan, they would need another buffer
     return GAEOutput(to_caller_layout(advantages), to_caller_layout(targets))
 
 

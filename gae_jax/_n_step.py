@@ -47,7 +47,7 @@ def n_step_advantages(
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
         Without `final_values`, a truncated row is dropped: its advantage is 0.
       n: the number of steps, at least 1. The cost is min(n, T) passes over the rollout.
-      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to `[T, *B]`.
+      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to the shape of `rewards`.
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition. The recursion skips the row and does not

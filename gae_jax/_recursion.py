@@ -5,14 +5,14 @@ The paper sums the TD errors of an episode (its equation 16), and the sum obeys 
 
     δ_t = r_t + γ V(s_{t+1}) - V(s_t)        A_t = Σ_k (γ λ)^k δ_{t+k} = δ_t + γ λ A_{t+1}
 
-Write h_{t+1} = V(s_{t+1}) + λ A_{t+1} for the value that step t bootstraps from. Then, from h_T = V(s_T) backwards,
+Write h_t = V(s_t) + λ A_t for the carry. Then, from h_T = V(s_T) backwards,
 
     A_t = r_t + γ h_{t+1} - V(s_t)           the advantage
     h_t = V(s_t) + λ A_t                     handed to step t-1
 
-In this form there is one carry, no shifted copy of the values, and each boundary of an episode is a rule about h_{t+1}:
-a terminated step bootstraps from 0, a truncated step from V(final observation), and a masked row hands h on untouched.
-h_t is all that earlier time needs to know of later time, so a rollout may be cut anywhere.
+In this form there is one carry and no shifted copy of the values. Step t bootstraps from h_{t+1}, unless the episode
+ends: a terminated step bootstraps from 0, and a truncated step from V(final observation). A masked row hands h on
+unchanged. Earlier rows depend on later rows through h_t alone, so a rollout may be split anywhere.
 """
 
 import functools
@@ -27,22 +27,22 @@ from gae_jax._rollout import Rollout
 
 
 class Row(NamedTuple):
-    """A transition s_t -> s_{t+1} of one worker. With an axis of time in front, all transitions of a rollout."""
+    """A transition s_t -> s_{t+1} of one worker. With a leading axis of time, a whole rollout."""
 
     reward: Array
     value: Array  # V(s_t)
     terminated: Array
     truncated: Array | None
     final_value: Array | None  # V(final observation), read where truncated
-    mask: Array | None  # False: not a transition
-    gamma: Any = None  # None in a row whose γ does not vary over time
-    lambda_before: Any = None  # λ_{t-1}, the weight of A_t in h_t; None likewise
+    mask: Array | None  # False: not a transition, skip the row
+    gamma: Any = None  # None if γ is constant over time
+    lambda_before: Any = None  # λ_{t-1}, the weight of A_t in h_t; None if λ is constant
 
 
 def step(h: Array, row: Row) -> tuple[Array, Array]:
     """From h_{t+1} and row t to h_t and A_t."""
     advantage = row.reward + row.gamma * next_value(h, row) - row.value
-    if row.truncated is not None and row.final_value is None:  # what follows is not known: drop the row
+    if row.truncated is not None and row.final_value is None:  # V(final observation) is not known: drop the row
         advantage = jnp.where(row.truncated & ~row.terminated, 0, advantage)
     return row.value + row.lambda_before * advantage, advantage
 
@@ -55,7 +55,7 @@ def next_value(h: Array, row: Row) -> Array:
 
 
 def skipping_step(h: Array, row: Row, shared: dict[str, Array]) -> tuple[Array, Array]:
-    """`step`, but a masked row hands h on untouched, and nothing of the row is read: it may hold NaN."""
+    """`step`, but a masked row hands h on unchanged, and is not read: it may hold NaN."""
     row = row._replace(**shared)
     if row.mask is None:
         return step(h, row)
@@ -108,11 +108,11 @@ def broadcast_like(x: Array, like: Array) -> Array:
 def lambda_before_each_row(rollout: Rollout, *, axis_name: str | None = None, implementation: str | None = None) -> Any:
     """λ of the unmasked row before each row: A_t = δ_t + γ_t λ_t A_{t+1}, so h_{t+1} weighs A_{t+1} by λ_t."""
     lambda_, mask = rollout.lambda_, rollout.mask
-    is_seam = axis_name is not None and rollout.rewards.shape[0] == 1  # the row before is on another device
+    is_seam = axis_name is not None and rollout.rewards.shape[0] == 1  # a shard of one row: λ may vary all the same
     if lambda_.shape[0] == 1 and not is_seam:
         return lambda_
     if mask is None:
-        before = lambda_[-1:]  # the first row of all has none before it, and nothing reads its h
+        before = lambda_[-1:]  # row 0 of the rollout has no row before it, and its h is not used
         if axis_name is not None:
             before = lax.ppermute(before, axis_name, [(i, i + 1) for i in range(lax.axis_size(axis_name) - 1)])
         return jnp.concatenate([before, lambda_[:-1]])

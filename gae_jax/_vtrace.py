@@ -59,7 +59,7 @@ def vtrace(
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
         Without `final_values`, a truncated row is dropped: its advantage is 0, its target V(s_t).
       log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t).
-      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to `[T, *B]`.
+      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to the shape of `rewards`.
       lambda_: λ, in [0, 1], in the same shapes. If λ varies over time, c_t uses λ_t.
       clip_rho: a positive number, the upper bound on the weight of a row's own TD error. It sets the fixed point of vs.
       clip_c: a positive number, the upper bound on the weight of each later row. It sets the speed of convergence.
@@ -74,7 +74,7 @@ def vtrace(
     Returns:
       GAEOutput(advantages, targets): A_t for the policy gradient, vs_t for the critic; shape and dtype as in `gae`.
 
-    The function contains no `jax.lax.stop_gradient`: a loss that calls it detaches the results itself. Unused entries
+    The function contains no `jax.lax.stop_gradient`: in a loss, apply it to the results. Unused entries
     may be NaN, as in `gae`; so may log_rhos of a masked row.
 
     Raises:

@@ -313,8 +313,9 @@ def check_rollout(
     """Checks the numbers in a rollout; `gae` itself checks shapes and dtypes only.
 
     Flags must be 0 or 1, gamma and lambda_ must lie in [0, 1], and all other numbers must be finite. Only entries that
-    `gae` uses are checked. Unused are: all inputs of a masked row, final_values where not truncated, the reward of a
-    dropped row, and V(s_T) of a worker whose last unmasked transition ended an episode. Unused entries may be NaN.
+    `gae` uses are checked. Unused are: all inputs of a masked row, final_values except where truncated and not
+    terminated, the reward of a dropped row, and V(s_T) of a worker whose last unmasked transition ended an episode.
+    Unused entries may be NaN.
 
     Concrete arrays are checked at once. In a function under `checkify.checkify` or `chex.chexify`, each check is a
     `checkify.check`. JAX raises an error for such a check in a function that is compiled without one of the two.
@@ -326,7 +327,7 @@ def check_rollout(
       values: `[T+1, *B]`, V(s_0) ... V(s_T); or `[T, *B]` together with `bootstrap_value`.
       terminated: `[T, *B]`, bool or 0 and 1.
       truncated: `[T, *B]`, bool or 0 and 1.
-      gamma: γ, a scalar, or an array that broadcasts to `[T, *B]`.
+      gamma: γ, a scalar, or an array that broadcasts to the shape of `rewards`.
       lambda_: λ, in the same shapes.
       bootstrap_value: `[*B]`, V(s_T).
       final_values: `[T, *B]`, the values of the final observations.

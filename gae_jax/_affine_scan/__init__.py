@@ -2,12 +2,12 @@
 
     h_t, y_t = step(h_{t-1}, x_t, shared),    h_t = a_t h_{t-1} + b_t
 
-Two affine maps after each other are an affine map again, so time need not be walked row by row (Blelloch, 1990, "Prefix
-Sums and Their Applications", section 1.4). Every implementation calls the same function `step`:
+Affine maps compose to affine maps, so rows can be combined in parallel (Blelloch, 1990, "Prefix Sums and Their
+Applications", section 1.4). Every implementation calls the same function `step`:
 
 - "scan": `jax.lax.scan` over the rows. The specification, and the choice on CPUs.
-- "blocked": no loop, plain JAX. The choice on GPUs, and on TPUs where the kernel cannot run.
-- "pallas": one kernel with a loop over the rows, the choice on TPUs.
+- "blocked": no loop, plain JAX. The choice on GPUs, and on TPUs if the batch is narrow or the kernel cannot run.
+- "pallas": one kernel with a loop over the rows. The choice on TPUs otherwise.
 """
 
 import functools
@@ -48,17 +48,17 @@ def affine_scan(
 
     Args:
       step: `(carry, row, shared) -> (carry, y)`, elementwise, and affine in the carry. The step closes over nothing
-        that JAX traces. `y` may be any function of the carry, of arrays in the shape of the carry.
+        that JAX traces. `y` is a pytree of arrays in the shape of the carry, and need not be affine.
       init: `[*B]`, the carry before the first row; with `reverse`, after the last.
       xs: a pytree of arrays `[T, *B]`, T at least 1.
-      shared: a pytree of arrays `[*B]`, which every row reads. An axis may have length 1: one number for all of it.
+      shared: a pytree of arrays `[*B]`, which every row reads. An axis of length 1 broadcasts.
       reverse: go from the last row to the first.
       axis_name: inside `jax.shard_map`, the mesh axis that time is split over: device i holds the i-th shard of `xs`.
         `init` is read on the device where the scan begins.
       implementation: "scan", "blocked" or "pallas"; None chooses by the platform that the program is compiled for.
 
     Returns:
-      The last carry `[*B]`, on every device the same, and the outputs `[T, *B]`.
+      The last carry `[*B]`, the same on every device, and the outputs `[T, *B]`.
 
     Raises:
       ValueError: there is no such implementation or axis.
@@ -79,7 +79,7 @@ def affine_scan(
 
 
 def check_implementation(implementation: str | None, operands: Any) -> None:
-    """Raises where the kernel is named for concrete arrays, and there is no TPU. Of tracers, nothing is known yet."""
+    """Raises if "pallas" is named for concrete arrays without a TPU. The platform of tracers is not known yet."""
     is_traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(operands))
     if implementation == "pallas" and not is_traced and jax.default_backend() != "tpu":
         raise NotImplementedError(
@@ -95,7 +95,7 @@ def scan_rows(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -
 def _differentiable(
     step: Step, init: Array, xs: Any, shared: Any, reverse: bool, implementation: str | None
 ) -> tuple[Array, Any]:
-    """Scans, with a derivative that is an affine scan too: JAX does not differentiate the implementations."""
+    """Scans, with a rule for the derivative, which is an affine scan too."""
 
     @jax.custom_jvp
     def scan(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
@@ -131,7 +131,7 @@ def _tangents(
     (init, xs, shared), (d_init, d_xs, d_shared) = primals, tangents
     all_rows = jax.vmap(step, in_axes=(0, 0, None))
 
-    # Rows are saved for a gradient, not what follows from them: a_t is a float where the rows hold flags.
+    # Save the rows for a gradient, and not a_t: flags are smaller than floats.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def linear(entering: Array, xs: Any, shared: Any, d_init: Array, d_inputs: Any) -> tuple[Array, Any]:
         primals = entering, xs, shared
@@ -147,7 +147,7 @@ def _tangents(
 
 
 def _jvp(fn: Callable[..., Any], primals: Any, tangents: Any) -> Any:
-    """Returns the tangent of `fn(*primals)`; inputs whose tangent is None do not move."""
+    """Returns the tangent of `fn(*primals)`; an input whose tangent is None is a constant."""
     leaves, tree = jax.tree.flatten(primals)
     d_leaves = tree.flatten_up_to(tangents)
     moving = [i for i, dx in enumerate(d_leaves) if dx is not None]
@@ -162,7 +162,7 @@ def _jvp(fn: Callable[..., Any], primals: Any, tangents: Any) -> Any:
 def _batchable(
     step: Step, init: Array, xs: Any, shared: Any, reverse: bool, implementation: str | None
 ) -> tuple[Array, Any]:
-    """Scans, where `jax.vmap` adds an axis to `*B`: every implementation sees the batch as a caller would write it."""
+    """Scans, where `jax.vmap` adds an axis to `*B`: an implementation sees one batch `[*B]`."""
 
     @custom_vmap
     def scan(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
@@ -187,9 +187,9 @@ def _choose(
 ) -> tuple[Array, Any]:
     """Runs the implementation that was named, or else the best for the platform.
 
-    The best was measured on CPUs; for other chips, it follows from what their compilers make of each. CPU: the loop,
-    since the other forms go through memory more often. GPU: no loop, since a loop is some five kernels a row. TPU: the
-    kernel where it can run, unless the batch is narrow.
+    The best was measured on CPUs, and inferred from compiled programs for other chips. CPU: the loop, since the other
+    forms go through memory more often. GPU: no loop, since a loop launches some five kernels per row. TPU: the kernel
+    where it can run, unless the batch is narrow.
     """
     rows, blocks, kernel = (functools.partial(scan, step, reverse=reverse) for scan in (scan_rows, blocked, pallas_tpu))
     if not isinstance(jax.tree.leaves(xs)[0].shape[0], int):
