@@ -19,7 +19,6 @@ from support.versions import enable_x64
 import gae_jax
 from gae_jax import n_step_advantages
 
-pytestmark = pytest.mark.versions
 ROLLOUT = random_rollout(0, steps=24, batch=(16,), ends=0.1, dead=0.2)
 ARRAYS = {k: jnp.asarray(x) for k, x in ROLLOUT.arguments().items() if isinstance(x, np.ndarray)}
 ARRAYS |= {"values": ARRAYS["values"][:-1], "bootstrap_value": ARRAYS["values"][-1]}
@@ -30,6 +29,7 @@ def estimate(arrays, **how):
     return n_step_advantages(**arrays, n=5, gamma=0.9, **how)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     "law",
     [estimator_laws.n_steps_match_oracle, estimator_laws.gae_is_the_weighted_average_of_n_steps],
@@ -46,6 +46,7 @@ def test_gamma_by_worker_and_two_batch_axes():
     estimator_laws.n_steps_match_oracle(gae_jax, rollout)
 
 
+@pytest.mark.versions
 def test_jit_vmap_and_another_axis_of_time():
     assert_close([jax.jit(estimate)(ARRAYS)], [WANT])
     workers = {k: x.ndim - 1 for k, x in ARRAYS.items()}
@@ -72,6 +73,7 @@ def test_gradient_matches_oracle():
         assert np.vdot(pullback(jnp.asarray(weights))[0], direction) == pytest.approx(np.vdot(got, weights))
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 def test_workers_split_over_devices(kind):
     mesh = make_mesh(kind, workers=8)
@@ -104,6 +106,7 @@ GOOD: dict[str, Any] = {
 }
 
 
+@pytest.mark.versions
 def test_bad_number_of_steps():
     def call(n: Any):
         return n_step_advantages(**GOOD, n=n)
@@ -118,6 +121,7 @@ def test_bad_number_of_steps():
     assert call(jnp.array(2)).shape == (T, N)
 
 
+@pytest.mark.versions
 def test_bad_values():
     bad: dict[str, Any] = GOOD | {"values": np.ones((T, N))}
     with pytest.raises(ValueError, match=r"`values` must have shape \(6, 3\)"):

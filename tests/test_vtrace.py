@@ -22,7 +22,6 @@ from support.versions import enable_x64
 import gae_jax
 from gae_jax import vtrace
 
-pytestmark = pytest.mark.versions
 ROLLOUT = random_rollout(0, steps=24, batch=(16,), ends=0.1, dead=0.2)
 ARRAYS = {k: jnp.asarray(x) for k, x in ROLLOUT.arguments().items() if isinstance(x, np.ndarray)}
 ARRAYS |= {"log_rhos": jnp.sin(ARRAYS["rewards"])}
@@ -38,6 +37,7 @@ def wanted(clips):
     return vtrace_oracle(**{k: np.asarray(x) for k, x in ARRAYS.items()}, gamma=0.9, lambda_=0.8, **clips)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     "law",
     [
@@ -58,6 +58,7 @@ def test_gamma_and_lambda_by_worker_and_two_batch_axes():
     estimator_laws.vtrace_on_policy_is_gae(gae_jax, rollout)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_jit_vmap_and_another_axis_of_time(clips):
     fn = functools.partial(estimate, **clips)
@@ -68,6 +69,7 @@ def test_jit_vmap_and_another_axis_of_time(clips):
     assert_close([x.T for x in turned], wanted(clips))
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("implementation", ["scan", "blocked"])
 def test_every_implementation(implementation):
     for clips in CLIPS.values():
@@ -89,6 +91,7 @@ def test_derivatives(clips):
         check_grads(jax.jit(lambda x: estimate(x | flags, **clips)), (wide,), order=1)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_workers_split_over_devices(clips, kind):
@@ -148,6 +151,7 @@ GOOD: dict[str, Any] = {
 }
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("name", ["clip_rho", "clip_c", "clip_pg_rho"])
 def test_bad_clip(name):
     def call(x: Any):
@@ -168,6 +172,7 @@ def test_bad_clip(name):
     assert np.isfinite(jax.jit(call)(1.0)).all()
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
