@@ -138,9 +138,9 @@ def second_derivatives(lib, name, dtype):
         return jax.jit(results)(inputs)
 
 
-def loss_and_inputs(lib, name, dtype):
+def loss_and_inputs(lib, name, dtype, length=19, batch=(2,)):
     """Returns a loss, its inputs, and a direction to move them in."""
-    init, xs, shared = problem(1, 19, (2,), dtype)
+    init, xs, shared = problem(1, length, batch, dtype)
     loss = loss_of(lib, name, xs.pop("cut"))
     inputs = init, xs, shared
     return loss, inputs, jax.tree.map(jnp.sin, inputs)
@@ -153,13 +153,12 @@ def slope_of(fn, inputs, direction):
 @functools.cache
 def reverse_over_reverse(lib, name, dtype):
     with enable_x64(dtype is np.float64), short_blocks(lib):
-        init, xs, shared = problem(1, 5, (), dtype)
-        loss = loss_of(lib, name, xs.pop("cut"))
+        loss, inputs, _ = loss_and_inputs(lib, name, dtype, length=5, batch=())
 
         def steepness(inputs):
             return sum(jnp.sum(g * g) for g in jax.tree.leaves(jax.grad(loss)(inputs)))
 
-        return jax.jit(jax.grad(steepness))((init, xs, shared))
+        return jax.jit(jax.grad(steepness))(inputs)
 
 
 @functools.cache
