@@ -95,7 +95,7 @@ def classic_scan(traj_batch, last_val, last_done, gamma, gae_lambda, *, recurren
         return (gae, value, done), gae
 
     init = jnp.zeros_like(last_val), last_val, last_done
-    _, advantages = jax.lax.scan(step, init, traj_batch, reverse=True, unroll=16)
+    _, advantages = jax.lax.scan(step, init, traj_batch, reverse=True)
     return advantages, advantages + traj_batch.value
 
 
@@ -297,7 +297,7 @@ def without_bootstrap(rewards, values, terminated, truncated, gamma, lambda_): .
     ],
 )
 def test_says_what_the_function_must_take(fn, words):
-    want = "It passes, by name, rewards, values, gamma, lambda_, bootstrap_value, and .* Pass an adapter"
+    want = "It passes, by name, rewards, values, gamma, lambda_, bootstrap_value and, .* Pass an adapter"
     with pytest.raises(TypeError, match=rf"^check_gae cannot call the function: .*{words}.*\. {want}"):
         check_gae(fn)
 
