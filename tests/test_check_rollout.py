@@ -127,7 +127,7 @@ def test_warnings_count_in_the_layout_of_the_caller():
 
 def test_gamma_may_be_negative():
     """It is the discount where the next value belongs to the other player."""
-    for gamma in (np.full((T, N), -1.0, np.float32), jnp.float32(-0.99)):
+    for gamma in (-1.0, np.full((T, N), -1.0, np.float32), jnp.float32(-0.99)):
         check_rollout(**ROLLOUT.replace(gamma=gamma).arguments())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gae_jax._rollout import as_number
+from gae_jax._arguments import as_number
 from gae_jax.testing._mistakes import MISTAKES, Case, advantages, cases
 
 

@@ -5,23 +5,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from gae_jax._rollout import (
-    FLAGS,
-    PARAMETERS,
-    Rollout,
-    as_flags,
-    axis_from_front,
-    canonical,
-    check_is_name,
-    check_types,
-)
+from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit
 
-LOWEST = {"gamma": -1, "lambda_": 0}
+MUST = dict.fromkeys(FLAGS, "hold 0 and 1") | {
+    name: f"lie in [{low}, {high}]" for name, (low, high) in PARAMETERS.items()
+}
 
 
 def check_rollout(
@@ -80,13 +73,11 @@ def check_rollout(
     rollout = Rollout(
         rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
     )
-    check_types(rollout)
-    check_is_name("axis_name", axis_name)
-    axis = axis_from_front(time_axis, np.shape(rewards))
-    rows, _ = canonical(rollout, axis, axis_name)
-    flags = {name: as_flags(name, x) for name, x in rollout._asdict().items() if name in FLAGS and x is not None}
-    given = rows._asdict() | {name: jnp.moveaxis(x, axis, 0) for name, x in flags.items()}
-    wrong = {name: read & ~_holds(name, given[name]) for name, read in _entries_read(rows).items()}
+    axis = check_before_jit(rollout, time_axis, axis_name=axis_name)
+    rows, _ = canonical(rollout, axis)
+    flags = {name: x for name, x in rollout._asdict().items() if name in FLAGS and x is not None}
+    given = rows._asdict() | {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name, x in flags.items()}
+    wrong = {name: read & ~_holds(name, given[name]) for name, read in _entries_read(rows, axis_name).items()}
     if bootstrap_value is None:  # it is the last row of `values`
         wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
     for name, entries in wrong.items():
@@ -97,7 +88,7 @@ def check_rollout(
             entries = jnp.moveaxis(entries, 0, axis)
         _raise_if_any(name, entries.reshape(np.shape(getattr(rollout, name))))
     for name in ("rewards", "terminated", "truncated"):
-        if rows.mask is not None and given[name] is not None:
+        if mask is not None and given[name] is not None:
             lost = ~rows.mask & given[name].astype(bool) & jnp.isfinite(given[name])
             _warn_if_any(name, jnp.moveaxis(lost, 0, axis))
 
@@ -106,15 +97,18 @@ def _holds(name: str, x: Array) -> Array:
     """Returns which entries are as they must be."""
     if name in FLAGS:
         return x == x.astype(bool).astype(x.dtype)
-    return (x >= LOWEST[name]) & (x <= 1) if name in PARAMETERS else jnp.isfinite(x)
+    low, high = PARAMETERS.get(name, (-np.inf, np.inf))
+    return jnp.isfinite(x) & (x >= low) & (x <= high)
 
 
-def _entries_read(rows: Rollout) -> dict[str, Array]:
+def _entries_read(rows: Rollout, axis_name: str | None) -> dict[str, Array]:
     """Returns which entries of each argument `gae` reads, time first. Flags come first: they decide what is read."""
     live = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
     cut = jnp.zeros_like(live) if rows.truncated is None else rows.truncated & ~rows.terminated
     last_live = live.shape[0] - 1 - jnp.argmax(live[::-1], axis=0, keepdims=True)
     goes_on = jnp.take_along_axis(live & ~rows.terminated & ~cut, last_live, axis=0)[0]
+    if axis_name is not None:  # every shard of time but the last is followed by the next shard
+        goes_on &= lax.axis_index(axis_name) == lax.axis_size(axis_name) - 1
     read = {
         "mask": jnp.ones_like(live),
         "terminated": live,
@@ -131,15 +125,8 @@ def _entries_read(rows: Rollout) -> dict[str, Array]:
 
 def _raise_if_any(name: str, wrong: Array) -> None:
     """Raises a ValueError; where only a run knows the entries, makes a `checkify.check`."""
-    want = (
-        f"lie in [{LOWEST[name]}, 1]"
-        if name in PARAMETERS
-        else "hold 0 and 1"
-        if name in FLAGS
-        else "hold finite numbers"
-    )
     found, numbers = _count_and_first(wrong)
-    message = f"`{name}` must {want} where it is read; wrong entries: {found}"
+    message = f"`{name}` must {MUST.get(name, 'hold finite numbers')} where it is read; wrong entries: {found}"
     if isinstance(numbers["count"], Tracer):
         checkify.check(numbers["count"] == 0, message, **numbers)
     elif numbers["count"]:
