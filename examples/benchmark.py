@@ -48,7 +48,7 @@ from contenders import ARRAYS, BEFORE, CONTENDERS, FLOOR, GRADIENTS, OURS, PLAIN
 from jax import Array, lax
 
 SHAPES = ((16, 32), (16, 32768), (64, 64), (128, 4096), (2048, 64), (2048, 2048), (16384, 16), (131072, 4))
-BYTES = 500  # of memory for each entry of a shape, with all contenders
+BYTES = 300  # of memory for each entry of a shape, with all contenders
 ROUNDS = 1000  # more runs change no median
 MANY, LONG, SLOW = 200, 0.05, 0.5  # calls inside one program, at most; their seconds; seconds of a call run three times
 PACKAGES = ("jax", "jaxlib", "rlax", "brax", "numpy", "numba")

@@ -24,20 +24,23 @@ def write(path: pathlib.Path, about: dict[str, Any], results: dict[Shape, Number
 
 def read(paths: Sequence[pathlib.Path]) -> tuple[dict[str, Any], dict[Shape, Numbers]]:
     """Reads files of one machine as one; refuses other files, and a shape that is in two of them."""
-    about, results, dispatch_s = {}, {}, 0.0
+    about, results, dispatch_s, of_first = {}, {}, 0.0, None
     for path in paths:
         try:
-            part = json.loads(path.read_text())
-            found = {tuple(map(int, shape.split("x"))): numbers for shape, numbers in part.pop("shapes").items()}
-            dispatch_s, part["contenders"] = max(dispatch_s, part.pop("dispatch_s")), [*next(iter(found.values()))]
-            title(part), summary(found, {"dispatch_s": dispatch_s})
+            about, found = json.loads(path.read_text()), {}
+            for steps, workers in (name.split("x") for name in about["shapes"]):
+                found[int(steps), int(workers)] = about["shapes"][f"{steps}x{workers}"]
+            dispatch_s, contenders = max(dispatch_s, about.pop("dispatch_s")), [*next(iter(found.values()))]
+            _ = title(about) + summary(found, {"dispatch_s": dispatch_s})
+            del about["shapes"]
         except (OSError, ValueError, TypeError, LookupError, AttributeError, StopIteration) as error:
             refuse(f"--read: {path} was not written by --json ({type(error).__name__}: {error})")
-        if about and part != about:
+        of_first = of_first or (about, contenders)
+        if of_first != (about, contenders):
             refuse(f"--read: {path} is from another machine than {paths[0]}, or has other packages or contenders")
         if twice := ["{}x{}".format(*shape) for shape in found if shape in results]:
             refuse(f"--read: {path} has shapes that an earlier file has: {' '.join(twice)}")
-        about, results = part, results | found
+        results |= found
     return about | {"dispatch_s": dispatch_s}, dict(sorted(results.items()))
 
 
