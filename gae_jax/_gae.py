@@ -11,7 +11,6 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan import check_implementation
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero
 from gae_jax._rollout import (
     Rollout,
@@ -87,7 +86,7 @@ def gae(
         per worker, and one more exchange if lambda_ varies over time or T is 1.
       implementation: the scan over time: "scan" is a loop, "blocked" has no loop, "pallas" is a TPU kernel. None
         chooses by the platform. `jax.export` with a symbolic number of steps needs "scan"; `jax.export` for a TPU and
-        another platform at once needs "scan" or "blocked"; `jax.linear_transpose` needs "scan" and jax 0.10.
+        another platform at once needs "scan" or "blocked".
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote
@@ -126,7 +125,6 @@ def gae(
     check_types(rollout)
     check_is_name("axis_name", axis_name)
     check_is_name("implementation", implementation)
-    check_implementation(implementation, rollout)
     axis = axis_from_front(time_axis, np.shape(rewards))
     return _gae(rollout, time_axis=axis, axis_name=axis_name, implementation=implementation)
 

@@ -10,7 +10,6 @@ from support.mutants import BY_SECTION, load
 from support.rollouts import EXAMPLES
 
 import gae_jax
-from gae_jax._affine_scan.versions import TRANSPOSES_ANY_SCAN
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -67,8 +66,6 @@ def test_mutant_of_an_estimator_is_detected(mutant, lib):
 
 @each_of("affine_scan")
 def test_mutant_of_the_scan_is_detected(mutant, lib):
-    if mutant.name == "tangents_the_other_way" and not TRANSPOSES_ANY_SCAN:
-        pytest.skip("this version of JAX does not run the line")
     for name in mutant.caught_by:
         law = getattr(scan_laws, name)
         if law is scan_laws.kernel_matches_lax_scan:
