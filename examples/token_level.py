@@ -49,9 +49,9 @@ class Batch(NamedTuple):
 class Estimates(NamedTuple):
     """Advantages of the policy in three ways, and targets of the critic in two, `[N, S]`."""
 
-    advantages: Array  # one λ for all samples, one decay a token
+    advantages: Array  # one λ for all samples, one decay per token
     policy_advantages: Array  # λ by length
-    turn_advantages: Array  # one decay a turn
+    turn_advantages: Array  # one decay per turn
     targets: Array  # one λ for all samples
     critic_targets: Array  # λ = 1
     by_length: Array  # [N, 1], the λ of each sample
@@ -89,13 +89,14 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     )
 
     first = mask & ~jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))  # the turn's first token
-    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
-    samples = jnp.arange(len(mask))[:, None]
-    turn_rewards = jnp.zeros_like(rewards).at[samples, start].add(jnp.where(mask, rewards, 0))
-    ended = jnp.zeros_like(mask).at[samples, start].max(terminated & mask)
+    rewards = jnp.where(mask | jnp.isfinite(rewards), rewards, 0)  # padding may hold NaN
+    turn_rewards, ended = (
+        to_my_steps(x.astype(rewards.dtype), first, terminated, time_axis=1) for x in (rewards, terminated)
+    )
     turns = gae(
         turn_rewards, values, ended, mask=first, gamma=gamma, lambda_=lambda_, bootstrap_value=last_values, time_axis=1
     )
+    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
     turn_advantages = jnp.where(mask, jnp.take_along_axis(turns.advantages, start, axis=1), 0)
 
     _, critic_targets = gae(
@@ -104,12 +105,21 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     return Estimates(advantages, policy_advantages, turn_advantages, targets, critic_targets, by_length)
 
 
+def to_my_steps(x, mask, ends, time_axis):
+    """Sums x from each unmasked row to the row before the next one, or to the end of the episode."""
+    zeros = jnp.zeros_like(x)
+    inside = jnp.roll(jnp.where(mask, 0.0, 1.0), -1, axis=time_axis)  # the next row is masked: γ = 1, else 0
+    nothing = zeros.sum(axis=time_axis)
+    sums = gae(x, zeros, ends, gamma=inside, lambda_=1.0, bootstrap_value=nothing, time_axis=time_axis).advantages
+    return jnp.where(mask, sums, 0)
+
+
 def print_table(batch: Batch, estimates: Estimates) -> None:
     """One row a sample, with the numbers at the first token that the policy chose."""
     from rich.console import Console
     from rich.table import Table
 
-    title = "At the first chosen token; λ(n): by length; turn: one decay a turn"
+    title = "At the first chosen token; λ(n): by length; turn: one decay per turn"
     table = Table("sample", title=title, padding=(0, 0))
     for column in ("tokens", "end", "λ(n)", "A", "A, λ(n)", "A, turn", "target", "target, λ = 1"):
         table.add_column(column, justify="right")
@@ -128,8 +138,8 @@ def draw(batch: Batch, estimates: Estimates, path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     panels = {
-        "one decay a token, λ by length": estimates.policy_advantages,
-        "one decay a turn": estimates.turn_advantages,
+        "one decay per token, λ by length": estimates.policy_advantages,
+        "one decay per turn": estimates.turn_advantages,
     }
     limit = max(float(jnp.max(jnp.abs(x))) for x in panels.values())
     norm = Normalize(-limit, limit)
