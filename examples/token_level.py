@@ -105,7 +105,7 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     return Estimates(advantages, policy_advantages, turn_advantages, targets, critic_targets, by_length)
 
 
-def to_my_steps(x, mask, ends, time_axis):
+def to_my_steps(x: jax.Array, mask: jax.Array, ends: jax.Array, time_axis: int) -> jax.Array:
     """Sums x from each unmasked row to the row before the next one, or to the end of the episode."""
     zeros = jnp.zeros_like(x)
     inside = jnp.roll(jnp.where(mask, 0.0, 1.0), -1, axis=time_axis)  # the next row is masked: γ = 1, else 0

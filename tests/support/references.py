@@ -302,7 +302,7 @@ def of_turns(rewards, values, mask, terminated, last_values, gamma, lambda_, **_
     return {"turn_advantages": advantages}
 
 
-def spans(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:
+def spans(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[Any, Any]]:
     """Each own step of one worker, and the row behind the last one that it answers for."""
     start = 0
     for stop in [*(np.flatnonzero(ends) + 1), len(mask)]:  # the episodes
