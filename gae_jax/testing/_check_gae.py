@@ -12,6 +12,8 @@ import numpy as np
 from gae_jax._arguments import as_number
 from gae_jax.testing._mistakes import MISTAKES, Case, advantages, cases
 
+ALWAYS = ("rewards", "values", "gamma", "lambda_")  # the other arguments are passed where the function takes them
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -119,9 +121,6 @@ def check_gae(fn: Callable[..., Any], *, tolerance: float | None = None) -> Repo
             "these names"
         )
     return Report(tuple(verdicts))
-
-
-ALWAYS = ("rewards", "values", "gamma", "lambda_")
 
 
 def _is_needed(name: str, x: Any) -> bool:
