@@ -53,10 +53,9 @@ def test_split_rollout_equals_one_device(tables):
 def test_the_page_has_the_collectives_that_are_printed(tables):
     """They do not depend on the number of devices or steps."""
     head = "| split | mesh | by | implementation | collectives | bytes per device | largest difference |"
-    page = pages.table("examples/scaling_out.md", head)[1:]
-    assert [[cells[i] for i in (0, 2, 3, 4)] for cells in page] == [
-        [cells[i] for i in (0, 2, 3, 4)] for cells in tables[0]
-    ]
+    page = pages.table("examples/scaling_out.md", head)
+    on_page, printed = ([(split, *how) for split, _, *how, _, _ in lines] for lines in (page, tables[0]))
+    assert on_page == printed
 
 
 def test_two_processes_compile_the_collectives_of_one(tables):
