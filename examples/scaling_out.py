@@ -13,6 +13,7 @@ import collections
 import functools
 import math
 import re
+import socket
 from typing import Any, NamedTuple
 
 import command_line  # before the packages that it asks for
@@ -166,6 +167,11 @@ def main() -> None:
     options = read_options()
     jax.config.update("jax_num_cpu_devices", options.devices // options.processes)
     if options.processes > 1:
+        if options.process == 0:  # in jax 0.10, a port that is taken ends the process with a segmentation fault
+            try:
+                socket.create_server(("", int(options.coordinator.rpartition(":")[2]))).close()
+            except (OSError, OverflowError) as error:
+                refuse(f"--coordinator: cannot listen at {options.coordinator}: {error}")
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     if jax.device_count() < options.devices:
         refuse(f"--devices: there are {jax.device_count()}; got {options.devices}")

@@ -205,12 +205,13 @@ def test_token_level_has_the_lines_of_the_recipe(heading):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--out", "no/such/directory/x.png"], "error: --out: no/such/directory is not a directory"),
-        (["--out", "."], "error: --out: . is a directory; name a file, such as token_level.png"),
-        (["--out", "x.bogus"], "error: --out: cannot write .bogus files; the name must end in .pdf, .png or .svg"),
-        (["--alpha", "0"], "error: --alpha must be greater than 0"),
-        (["--lambda", "2"], "error: --lambda must be in [0, 1]"),
-        (["--beta", "nan"], "error: --beta must be a finite number"),
+        (["--out", "no/x.png"], "error: --out: cannot write 'no/x.png': No such file or directory"),
+        (["--out", ""], "error: --out: the name must end in .png or .pdf or .svg; got ''"),
+        (["--out", "x.bogus"], "error: --out: the name must end in .png or .pdf or .svg; got 'x.bogus'"),
+        (["--alpha", "0"], "error: --alpha: must be a positive number; got 0"),
+        (["--lambda", "2"], "error: --lambda: must be a number from 0 to 1; got 2"),
+        (["--beta", "nan"], "error: --beta: must be a number from -1000 to 1000; got nan"),
+        (["--beta", "1e38"], "error: --beta: must be a number from -1000 to 1000; got 1e38"),
         (["--bogus"], "error: unrecognized arguments: --bogus"),
     ],
 )
