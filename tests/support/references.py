@@ -544,13 +544,14 @@ def peng(rewards, q_values, terminated, truncated, gamma, lambda_, **_):
             rows = part[~dropped[part, n]]  # a dropped row is the first of its part
             if len(rows):
                 following = rows[-1] + 1  # the dropped row, or s_T: the value in it is known
-                columns = (
-                    rewards[rows, n],
-                    best[[*rows, following], n],
-                    terminated[rows, n],
-                    np.full(len(rows), gamma),
+                of_part = lambda_returns(
+                    rewards[rows, n, None],
+                    best[[*rows, following], n, None],
+                    terminated[rows, n, None],
+                    np.full((len(rows), 1), gamma),
+                    lambda_,
                 )
-                targets[rows, n] = lambda_returns(*(x[:, None] for x in columns), lambda_)[:, 0]
+                targets[rows, n] = of_part[:, 0]
     return {"targets": targets, "keep": (~dropped).astype(float)}
 
 
