@@ -34,7 +34,7 @@ MISTAKES = {
     "One decay per turn": ("jnp.where(mask | jnp.isfinite(rewards), rewards, 0)", "jnp.where(mask, rewards, 0)"),
     "λ by length": ("alpha * lengths", "lengths"),
     "Another λ for the critic": ("lambda_=1.0", "lambda_=lambda_"),
-    "Reward to go": ("normalize(returns, mask)", "normalize(returns)"),
+    "Reward to go": (", ddof=1", ""),
     MOVED: (", -1, axis=time_axis)", ", 0, axis=time_axis)"),
     "Turn-based games of several players": ("gae(own_rewards", "gae(rewards"),
     "Two players of a zero-sum game": ("jnp.where(same, gamma, -gamma)", "gamma"),
@@ -43,7 +43,7 @@ MISTAKES = {
     "Reward channels": ("episodic[None, None]", "jnp.ones_like(episodic)[None, None]"),
     "Normalization of each agent": ("jax.vmap(normalize, in_axes=-1, out_axes=-1)", "normalize"),
     "A state without a value": ("lambda_=lambdas", "lambda_=lambda_"),
-    "Rewards in units of their return": ("jnp.pad(ends[:-1], ((1, 0), (0, 0)))", "ends"),
+    "Reward scaling": ("jnp.pad(ends[:-1], ((1, 0), (0, 0)))", "ends"),
     "Renormalized weights of a finite horizon": ("lam ** (n - 1)", "lam**n"),
     "Retrace": ("jnp.roll(c, -1, axis=0)", "c"),
     "UPGO": (", -1, axis=0)", ", 0, axis=0)"),
@@ -129,6 +129,17 @@ def test_page_tells_how_final_values_are_moved():
     assert f"`{MOVED_FINAL_VALUES}`" in pages.read(PAGE)
 
 
+def test_players_who_alternate_need_one_negative_number():
+    """The page's shorter call, `gamma=-gamma`."""
+    heading = "Two players of a zero-sum game"
+    names = random_names(heading, 0) | {"player": np.broadcast_to(np.arange(41)[:, None] % 2, (41, 4))}
+    code = pages.recipes(PAGE)[heading].replace("jnp.where(same, gamma, -gamma)", "-gamma")
+    _, reference = RECIPES[heading]
+    for name, want in reference(**names).items():
+        np.testing.assert_allclose(pages.run(code, known_names() | names)[name], want, rtol=0, atol=TOLERANCE)
+    assert "`gamma=-gamma`" in pages.read(PAGE)
+
+
 def test_team_rewards_after_death_reach_the_steps_before_it():
     """An agent that dies for good, and whose team is rewarded later: its return is the team's, to the end."""
     heading, steps = "A state without a value", 6
@@ -151,7 +162,7 @@ def test_deviation_of_returns_is_carried_over_rollouts():
     """From the initial carry, over three rollouts: the deviation of all returns so far."""
     rng = np.random.default_rng(0)
     rewards, ends = rng.normal(3, 5, (90, 4)).astype(np.float32), rng.random((90, 4)) < 0.1
-    code, carry = pages.recipes(PAGE)["Rewards in units of their return"], (jnp.zeros(4), 0.0, 0.0, 0.0)
+    code, carry = pages.recipes(PAGE)["Reward scaling"], (jnp.zeros(4), 0.0, 0.0, 0.0)
     for rows in np.split(np.arange(90), [20, 50]):
         names = {"rewards": rewards[rows], "ends": ends[rows], "carry": carry, "gamma": GAMMA}
         result = pages.run(code, known_names() | names)

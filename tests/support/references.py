@@ -371,12 +371,12 @@ def of_critic(rewards, mask, terminated, last_values, gamma, **_):
 
 def normalized_returns(rewards, mask, terminated, gamma, **_):
     returns = monte_carlo_returns(rewards, mask, terminated, np.zeros(len(mask)), gamma)
-    return {"advantages": standardized(returns, mask)}
+    return {"advantages": standardized(returns, mask, ddof=1)}
 
 
-def standardized(x, mask):
+def standardized(x, mask, ddof=0):
     """Mean 0 and variance 1 over `mask`, and 0 elsewhere."""
-    return np.where(mask, (x - np.mean(x[mask])) / np.std(x[mask]), 0)
+    return np.where(mask, (x - np.mean(x[mask])) / np.std(x[mask], ddof=ddof), 0)
 
 
 def of_whole_batch(mask, mesh, **names):
@@ -588,7 +588,7 @@ RECIPES: dict[str, tuple[Callable[[np.random.Generator], Names], Callable[..., d
     "Reward channels": (reward_channels, of_channels),
     "Normalization of each agent": (agents_advantages, of_each_agent),
     "A state without a value": (unvalued_states, where_valued),
-    "Rewards in units of their return": (second_rollout, of_running_deviation),
+    "Reward scaling": (second_rollout, of_running_deviation),
     "Renormalized weights of a finite horizon": (lambda rng: plain(rng) | {"lam": LAMBDA}, with_renormalized_weights),
     "Retrace": (off_policy, retrace),
     "UPGO": (plain, upgo),
