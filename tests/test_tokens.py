@@ -14,6 +14,8 @@ from support.oracle import oracle
 from support.recipes import PAGE, known_names, largest_difference, outputs_of, random_names, reference_of
 from support.references import GAMMA, RECIPES, returns_so_far, spans
 
+from gae_jax.testing import check_rollout
+
 SEEDS = range(3)
 TOLERANCE = 1e-5  # of the root mean square of the reference
 
@@ -123,6 +125,18 @@ def test_moved_rewards_and_ends_give_the_advantages_of_my_own_steps():
             bootstrap_value=names["values"][-1, n],
         )
         np.testing.assert_allclose(result["advantages"][rows, n], want, rtol=0, atol=TOLERANCE)
+
+
+def test_check_rollout_warns_of_what_the_recipe_moves():
+    """The heading that the warning names is on the page, and nothing is left in masked rows after its recipe."""
+    arguments = ("rewards", "values", "terminated", "truncated")
+    names = random_names(MOVED, 0)
+    parameters = {name: names[name] for name in ("mask", "gamma", "lambda_")}
+    with pytest.warns(UserWarning, match="'What arrives between my own steps' in examples/tokens.md"):
+        check_rollout(*(names[name] for name in arguments), **parameters)
+    assert "\n## What arrives between my own steps\n" in pages.read(PAGE)
+    moved = pages.run(pages.recipes(PAGE)[MOVED], known_names() | names)
+    check_rollout(*(moved[name] for name in arguments), **parameters)  # a warning would be an error
 
 
 def test_page_tells_how_final_values_are_moved():
