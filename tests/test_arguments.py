@@ -159,7 +159,7 @@ def test_the_other_estimators_raise_the_same_errors(estimate):
 
 def test_errors_do_not_depend_on_what_was_compiled_before():
     """JAX takes a compiled program for an array in another byte order, and reads other numbers."""
-    rewards = np.arange(T * N, dtype=np.float32).reshape(T, N)
+    rewards: Any = np.arange(T * N, dtype=np.float32).reshape(T, N)
     gae(**GOOD | {"rewards": rewards})
     change: dict[str, Any] = {"rewards": rewards.astype(">f4")}
     with pytest.raises(TypeError, match="`rewards` must be in native byte order"):

@@ -80,21 +80,31 @@ def test_envpool_asynchronous(pool_of):
     ]
     errors = {mistake: [] for mistake in [("", ""), *mistakes]}
     for rows, episodes in record_pool(AsyncWalks() if pool_of == "walks" else async_envpool(), rollouts=2):
-        names = pages.imports(PAGE) | rows | PARAMETERS | {"value_fn": value_fn}
-        result = pages.run(recipe, names)
+        result = run_in_jit(recipe, rows)
         want = np.concatenate([truth(x, False) for worker in episodes for x in worker])  # by worker, then by time
         keep, values = result["keep"], value_fn(rows["obs"])[result["rows"]]
         assert_close([result["targets"]], [result["advantages"] + values])
         for mistake, found in errors.items():
-            got = pages.run(recipe.replace(*mistake), names)["advantages"][keep]
+            got = run_in_jit(recipe.replace(*mistake), rows)["advantages"][keep]
             found.append(np.abs(got - want).max() / np.sqrt(np.mean(want**2)))
     difference, *planted = (max(x) for x in errors.values())
     print(
-        f"envpool, asynchronous: {len(recipe.splitlines())} lines, largest difference {difference:.1e}; mistakes",
-        planted,
+        f"envpool, asynchronous: {len(recipe.splitlines())} lines, largest difference {difference:.1e};",
+        "with the mistakes",
+        *(f"{x:.2g}" for x in planted),
     )
     assert difference < 1e-5
     assert min(planted) > 0.01
+
+
+def run_in_jit(recipe, arrays):
+    """The arrays that the recipe computes."""
+    others = pages.imports(PAGE) | PARAMETERS | {"value_fn": value_fn}
+
+    def outputs(arrays):
+        return {name: x for name, x in pages.run(recipe, others | arrays).items() if isinstance(x, jax.Array)}
+
+    return jax.jit(outputs)(arrays)
 
 
 def check_next_step(recordings):
@@ -162,8 +172,16 @@ def test_dm_env():
         assert not recording.live.all()
         for name, first in (("rewards", np.nan), ("is_first", True), ("is_terminal", False)):
             names[name] = np.concatenate([np.full((1, N), first), names[name]])
-        result = check("dm_env, jumanji and Dreamer's replay", recording, naive=resets_as_transitions)
+        heading = "dm_env, jumanji and Dreamer's replay"
+        result = check(heading, recording, naive=resets_as_transitions)
         np.testing.assert_array_equal(result["keep"], recording.live)
+        arrays = {name: names[name] for name in ("obs", "rewards", "is_first", "is_terminal")}
+        assert_close([run_in_jit(pages.recipes(PAGE)[heading], arrays)["advantages"]], [result["advantages"]])
+        arrays["rewards"] = np.nan_to_num(arrays["rewards"])
+        shifted = run_in_jit(pages.recipes(PAGE)[heading].replace("rewards[1:]", "rewards[:-1]"), arrays)
+        error = np.abs(shifted["advantages"] - result["advantages"]).max() / np.std(result["advantages"])
+        print(f"{heading}: with the rewards of the row before, off by {error:.2g}")
+        assert error > 0.1
 
 
 # Rows that are no samples.

@@ -14,6 +14,8 @@ from support.oracle import oracle
 from support.recipes import PAGE, known_names, largest_difference, outputs_of, random_names, reference_of
 from support.references import GAMMA, RECIPES, returns_so_far, spans
 
+from gae_jax.testing import check_rollout
+
 SEEDS = range(3)
 TOLERANCE = 1e-5  # of the root mean square of the reference
 
@@ -34,7 +36,7 @@ MISTAKES = {
     "One decay per turn": ("jnp.where(mask | jnp.isfinite(rewards), rewards, 0)", "jnp.where(mask, rewards, 0)"),
     "λ by length": ("alpha * lengths", "lengths"),
     "Another λ for the critic": ("lambda_=1.0", "lambda_=lambda_"),
-    "Reward to go": ("normalize(returns, mask)", "normalize(returns)"),
+    "Reward to go": (", ddof=1", ""),
     MOVED: (", -1, axis=time_axis)", ", 0, axis=time_axis)"),
     "Turn-based games of several players": ("gae(own_rewards", "gae(rewards"),
     "Two players of a zero-sum game": ("jnp.where(same, gamma, -gamma)", "gamma"),
@@ -43,7 +45,7 @@ MISTAKES = {
     "Reward channels": ("episodic[None, None]", "jnp.ones_like(episodic)[None, None]"),
     "Normalization of each agent": ("jax.vmap(normalize, in_axes=-1, out_axes=-1)", "normalize"),
     "A state without a value": ("lambda_=lambdas", "lambda_=lambda_"),
-    "Rewards in units of their return": ("jnp.pad(ends[:-1], ((1, 0), (0, 0)))", "ends"),
+    "Reward scaling": ("jnp.pad(ends[:-1], ((1, 0), (0, 0)))", "ends"),
     "Renormalized weights of a finite horizon": ("lam ** (n - 1)", "lam**n"),
     "Retrace": ("jnp.roll(c, -1, axis=0)", "c"),
     "UPGO": (", -1, axis=0)", ", 0, axis=0)"),
@@ -125,8 +127,31 @@ def test_moved_rewards_and_ends_give_the_advantages_of_my_own_steps():
         np.testing.assert_allclose(result["advantages"][rows, n], want, rtol=0, atol=TOLERANCE)
 
 
+def test_check_rollout_warns_of_what_the_recipe_moves():
+    """The heading that the warning names is on the page, and nothing is left in masked rows after its recipe."""
+    arguments = ("rewards", "values", "terminated", "truncated")
+    names = random_names(MOVED, 0)
+    parameters = {name: names[name] for name in ("mask", "gamma", "lambda_")}
+    with pytest.warns(UserWarning, match="'What arrives between my own steps' in examples/tokens.md"):
+        check_rollout(*(names[name] for name in arguments), **parameters)
+    assert "\n## What arrives between my own steps\n" in pages.read(PAGE)
+    moved = pages.run(pages.recipes(PAGE)[MOVED], known_names() | names)
+    check_rollout(*(moved[name] for name in arguments), **parameters)  # a warning would be an error
+
+
 def test_page_tells_how_final_values_are_moved():
     assert f"`{MOVED_FINAL_VALUES}`" in pages.read(PAGE)
+
+
+def test_players_who_alternate_need_one_negative_number():
+    """The page's shorter call, `gamma=-gamma`."""
+    heading = "Two players of a zero-sum game"
+    names = random_names(heading, 0) | {"player": np.broadcast_to(np.arange(41)[:, None] % 2, (41, 4))}
+    code = pages.recipes(PAGE)[heading].replace("jnp.where(same, gamma, -gamma)", "-gamma")
+    _, reference = RECIPES[heading]
+    for name, want in reference(**names).items():
+        np.testing.assert_allclose(pages.run(code, known_names() | names)[name], want, rtol=0, atol=TOLERANCE)
+    assert "`gamma=-gamma`" in pages.read(PAGE)
 
 
 def test_team_rewards_after_death_reach_the_steps_before_it():
@@ -151,7 +176,7 @@ def test_deviation_of_returns_is_carried_over_rollouts():
     """From the initial carry, over three rollouts: the deviation of all returns so far."""
     rng = np.random.default_rng(0)
     rewards, ends = rng.normal(3, 5, (90, 4)).astype(np.float32), rng.random((90, 4)) < 0.1
-    code, carry = pages.recipes(PAGE)["Rewards in units of their return"], (jnp.zeros(4), 0.0, 0.0, 0.0)
+    code, carry = pages.recipes(PAGE)["Reward scaling"], (jnp.zeros(4), 0.0, 0.0, 0.0)
     for rows in np.split(np.arange(90), [20, 50]):
         names = {"rewards": rewards[rows], "ends": ends[rows], "carry": carry, "gamma": GAMMA}
         result = pages.run(code, known_names() | names)

@@ -371,12 +371,12 @@ def of_critic(rewards, mask, terminated, last_values, gamma, **_):
 
 def normalized_returns(rewards, mask, terminated, gamma, **_):
     returns = monte_carlo_returns(rewards, mask, terminated, np.zeros(len(mask)), gamma)
-    return {"advantages": standardized(returns, mask)}
+    return {"advantages": standardized(returns, mask, ddof=1)}
 
 
-def standardized(x, mask):
+def standardized(x, mask, ddof=0):
     """Mean 0 and variance 1 over `mask`, and 0 elsewhere."""
-    return np.where(mask, (x - np.mean(x[mask])) / np.std(x[mask]), 0)
+    return np.where(mask, (x - np.mean(x[mask])) / np.std(x[mask], ddof=ddof), 0)
 
 
 def of_whole_batch(mask, mesh, **names):
@@ -544,13 +544,14 @@ def peng(rewards, q_values, terminated, truncated, gamma, lambda_, **_):
             rows = part[~dropped[part, n]]  # a dropped row is the first of its part
             if len(rows):
                 following = rows[-1] + 1  # the dropped row, or s_T: the value in it is known
-                columns = (
-                    rewards[rows, n],
-                    best[[*rows, following], n],
-                    terminated[rows, n],
-                    np.full(len(rows), gamma),
+                of_part = lambda_returns(
+                    rewards[rows, n, None],
+                    best[[*rows, following], n, None],
+                    terminated[rows, n, None],
+                    np.full((len(rows), 1), gamma),
+                    lambda_,
                 )
-                targets[rows, n] = lambda_returns(*(x[:, None] for x in columns), lambda_)[:, 0]
+                targets[rows, n] = of_part[:, 0]
     return {"targets": targets, "keep": (~dropped).astype(float)}
 
 
@@ -587,7 +588,7 @@ RECIPES: dict[str, tuple[Callable[[np.random.Generator], Names], Callable[..., d
     "Reward channels": (reward_channels, of_channels),
     "Normalization of each agent": (agents_advantages, of_each_agent),
     "A state without a value": (unvalued_states, where_valued),
-    "Rewards in units of their return": (second_rollout, of_running_deviation),
+    "Reward scaling": (second_rollout, of_running_deviation),
     "Renormalized weights of a finite horizon": (lambda rng: plain(rng) | {"lam": LAMBDA}, with_renormalized_weights),
     "Retrace": (off_policy, retrace),
     "UPGO": (plain, upgo),
