@@ -46,9 +46,9 @@ def n_step_advantages(
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
       terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
-        Without `final_values`, a truncated row is dropped: its advantage is 0.
+        Without `final_values`, a truncated row is dropped, and is no sample: its advantage is 0.
       n: the number of steps, at least 1. The cost is min(n, T) passes over the rollout.
-      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to the shape of `rewards`.
+      gamma: γ, the discount, in [-1, 1], as in `gae`: a scalar, or an array that broadcasts to the shape of `rewards`.
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition. The recursion skips the row and does not
@@ -57,7 +57,7 @@ def n_step_advantages(
         this function has no `axis_name`.
 
     Returns:
-      The advantages, in the shape of `rewards` and in the dtype that the floating-point arrays promote to.
+      The advantages, in the shape of `rewards`; dtype as in `gae`.
 
     Raises:
       TypeError, ValueError: as in `gae`; also if n is not an integer, or less than 1.

@@ -57,12 +57,13 @@ def vtrace(
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
       terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
-        Without `final_values`, a truncated row is dropped: its advantage is 0, its target V(s_t).
+        Without `final_values`, a truncated row is dropped, and is no sample: its advantage is 0, its target V(s_t).
       log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t).
-      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to the shape of `rewards`.
+      gamma: γ, the discount, in [-1, 1], as in `gae`: a scalar, or an array that broadcasts to the shape of `rewards`.
       lambda_: λ, in [0, 1], in the same shapes. If λ varies over time, c_t uses λ_t.
       clip_rho: a positive number, the upper bound on the weight of a row's own TD error. It sets the fixed point of vs.
-      clip_c: a positive number, the upper bound on the weight of each later row. It sets the speed of convergence.
+      clip_c: a positive number, the upper bound on the weight of each later row. It sets the speed of convergence,
+        which the paper shows for clip_rho >= clip_c.
       clip_pg_rho: a positive number, the upper bound on the weight of an advantage.
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
