@@ -54,6 +54,7 @@ def test_recipe_matches_its_definition(heading):
     assert all(x.dtype == jnp.float32 for x in outputs_of(heading, 0).values())
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("heading", MISTAKES)
 def test_mistake_in_recipe_is_found(heading):
     printed, instead = MISTAKES[heading]
