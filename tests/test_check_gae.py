@@ -50,6 +50,7 @@ def test_gae_is_right():
     assert str(report).count("right") == len(cases())
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("name", PLANTED)
 def test_names_the_planted_mistake(name, tmp_path):
     [mutant] = [mutant for mutant in MUTANTS if mutant.name == name]

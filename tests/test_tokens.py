@@ -71,6 +71,7 @@ def test_recipe_matches_its_definition(heading):
     assert all(x.dtype == (bool if name == "keep" else jnp.float32) for name, x in outputs_of(heading, 0).items())
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("heading", MISTAKES)
 def test_mistake_in_recipe_is_found(heading):
     printed, instead = MISTAKES[heading]
