@@ -290,7 +290,7 @@ def without_bootstrap(rewards, values, terminated, truncated, gamma, lambda_): .
 @pytest.mark.parametrize(
     ("fn", "words"),
     [
-        (by_position, r"'rewards'.* positional.only"),
+        (by_position, "positional.only"),  # Python's words, which depend on its version
         (unknown_names, "missing a required argument: 'done'"),
         (without_gamma, "got an unexpected keyword argument 'gamma'"),
         (without_lambda, "got an unexpected keyword argument 'lambda_'"),
