@@ -89,19 +89,29 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     )
 
     first = mask & ~jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))  # the turn's first token
-    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
-    samples = jnp.arange(len(mask))[:, None]
-    turn_rewards = jnp.zeros_like(rewards).at[samples, start].add(jnp.where(mask, rewards, 0))
-    ended = jnp.zeros_like(mask).at[samples, start].max(terminated & mask)
+    rewards = jnp.where(mask | jnp.isfinite(rewards), rewards, 0)  # padding may hold NaN
+    turn_rewards, ended = (
+        to_my_steps(x.astype(rewards.dtype), first, terminated, time_axis=1) for x in (rewards, terminated)
+    )
     turns = gae(
         turn_rewards, values, ended, mask=first, gamma=gamma, lambda_=lambda_, bootstrap_value=last_values, time_axis=1
     )
+    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
     turn_advantages = jnp.where(mask, jnp.take_along_axis(turns.advantages, start, axis=1), 0)
 
     _, critic_targets = gae(
         rewards, values, terminated, mask=mask, gamma=gamma, lambda_=1.0, bootstrap_value=last_values, time_axis=1
     )
     return Estimates(advantages, policy_advantages, turn_advantages, targets, critic_targets, by_length)
+
+
+def to_my_steps(x: jax.Array, mask: jax.Array, ends: jax.Array, time_axis: int) -> jax.Array:
+    """Sums x from each unmasked row to the row before the next one, or to the end of the episode."""
+    zeros = jnp.zeros_like(x)
+    inside = jnp.roll(jnp.where(mask, 0.0, 1.0), -1, axis=time_axis)  # the next row is masked: γ = 1, else 0
+    nothing = zeros.sum(axis=time_axis)
+    sums = gae(x, zeros, ends, gamma=inside, lambda_=1.0, bootstrap_value=nothing, time_axis=time_axis).advantages
+    return jnp.where(mask, sums, 0)
 
 
 def print_table(batch: Batch, estimates: Estimates) -> None:

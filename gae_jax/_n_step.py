@@ -7,7 +7,6 @@ The sum ends where the episode ends, and at the end of the rollout. So A^(n) is 
 """
 
 import functools
-import operator
 from typing import Any
 
 import jax
@@ -16,8 +15,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from gae_jax._arguments import as_integer
 from gae_jax._recursion import broadcast_like, of_each_worker, skipping_step, zero_where_masked
-from gae_jax._rollout import Rollout, axis_from_front, canonical, check_types
+from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
 def n_step_advantages(
@@ -46,9 +46,9 @@ def n_step_advantages(
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
       terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
-        Without `final_values`, a truncated row is dropped: its advantage is 0.
+        Without `final_values`, a truncated row is dropped, and is no sample: its advantage is 0.
       n: the number of steps, at least 1. The cost is min(n, T) passes over the rollout.
-      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to the shape of `rewards`.
+      gamma: γ, the discount, in [-1, 1], as in `gae`: a scalar, or an array that broadcasts to the shape of `rewards`.
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition. The recursion skips the row and does not
@@ -57,7 +57,7 @@ def n_step_advantages(
         this function has no `axis_name`.
 
     Returns:
-      The advantages, in the shape of `rewards` and in the dtype that the floating-point arrays promote to.
+      The advantages, in the shape of `rewards`; dtype as in `gae`.
 
     Raises:
       TypeError, ValueError: as in `gae`; also if n is not an integer, or less than 1.
@@ -76,17 +76,11 @@ def n_step_advantages(
     >>> print(advantages)
     [1.125 1.125 0.75 ]
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"`n` must be an integer; got {n!r}")
-    try:
-        n = operator.index(n)
-    except TypeError:  # a tracer
-        raise TypeError(f"`n` must be an integer that is known while tracing; got {n!r}") from None
+    n = as_integer("n", n)
     if n < 1:
         raise ValueError(f"`n` must be at least 1; got {n}")
     rollout = Rollout(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma)
-    check_types(rollout)
-    axis = axis_from_front(time_axis, np.shape(rewards))
+    axis = check_before_jit(rollout, time_axis)
     steps = np.shape(rewards)[axis]
     if not isinstance(steps, int):
         raise NotImplementedError(f"n_step_advantages needs a known number of steps; got T = {steps}")

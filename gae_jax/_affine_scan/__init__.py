@@ -25,7 +25,6 @@ from jax.sharding import get_abstract_mesh
 
 from gae_jax._affine_scan.blocked import blocked
 from gae_jax._affine_scan.pallas_tpu import is_narrow, pallas_tpu, why_not
-from gae_jax._affine_scan.sharded import shard_index_and_count as shard_index_and_count
 from gae_jax._affine_scan.sharded import sharded
 
 Step = Callable[[Array, Any, Any], tuple[Array, Any]]
@@ -60,7 +59,7 @@ def affine_scan(
       The last carry `[*B]`, the same on every device, and the outputs `[T, *B]`.
 
     Raises:
-      ValueError: there is no such implementation or axis.
+      ValueError: there is no such implementation.
       NotImplementedError: the implementation cannot run on these arrays, or on this platform.
     """
     if implementation not in (None, *IMPLEMENTATIONS):

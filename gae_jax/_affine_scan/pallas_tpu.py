@@ -121,7 +121,7 @@ def _kernel(
             copy[...] = rows[...]
             return copy
 
-        # allow_input_fusion: the compiler converts flags to int32 while a block is read, so no int32 array is in memory.
+        # allow_input_fusion: the compiler converts flags to int32 as it reads a block, so memory holds no int32 array.
         # Such a block can only be read whole, not row by row: copy it into scratch memory, and read the copy by rows.
         rows = jax.tree.map(copied, rows, flags, is_leaf=lambda x: x is None)
         shared_values = jax.tree.map(lambda ref: ref[...], shared)
