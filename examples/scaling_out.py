@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec as P
 from gae_jax import gae
 
 OPERATIONS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
-MEMORY = 200  # bytes for each entry of the rollout
+MEMORY = 300  # bytes for each entry of the rollout
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.examples
         ("--devices 99998", "--devices must be an even number up to 1024; got 99998"),
         (
             "--steps 1" + 23 * "0",
-            f"1{23 * '0'} × 8 needs 149,011,611,938,476,562 GiB of memory; this machine has 1 GiB",
+            f"1{23 * '0'} × 8 needs 223,517,417,907,714,843 GiB of memory; this machine has 1 GiB",
         ),
         ("--coordinator bogus", "--coordinator must be HOST:PORT, such as 127.0.0.1:12345; got 'bogus'"),
         ("--coordinator=", "--coordinator must be HOST:PORT, such as 127.0.0.1:12345; got ''"),
