@@ -38,7 +38,9 @@ class Report:
     def __str__(self) -> str:
         """Returns the table."""
         rows = [("case", "verdict", "largest difference")]
-        rows += [(v.case, v.mistake or "right", f"{v.difference:.1e}") for v in self.verdicts]
+        rows += [
+            (v.case, v.mistake or "right", f"{v.difference:.1e}" if v.mistake else "rounding") for v in self.verdicts
+        ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(x.ljust(n) for x, n in zip(row, widths, strict=True)).rstrip() for row in rows)
 
