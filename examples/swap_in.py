@@ -119,8 +119,10 @@ def lines_changed(agent: Agent, swap: Estimator) -> int:
     return len(source.splitlines()) - (docstring.end_lineno or 0) + docstring.lineno - 1 + agent.lines_to_place
 
 
-def compare(agent: Agent, seeds: int, steps: int, run: Callable[[str, Work], Any]) -> Result:
-    """Trains with every estimator from every seed, and compares the estimators."""
+def compare(agent: Agent, seeds: int, steps: int, run: Callable[[str, Work], Any]) -> Iterator[Result]:
+    """Compares the estimators, and trains with every estimator from every seed; yields the result so far, by seed."""
+    calls = run(f"{agent.name}, recording", functools.partial(recorded_calls, agent, steps))
+    found = {label: differences(agent, swap, calls) for label, swap in agent.swaps.items()}
     estimators = {"theirs": agent.theirs, **agent.swaps}
     trainings: dict[str, list[Training]] = {label: [] for label in estimators}
     for seed in range(seeds):
@@ -128,14 +130,14 @@ def compare(agent: Agent, seeds: int, steps: int, run: Callable[[str, Work], Any
             with agent.installed(estimator):
                 training = run(f"{agent.name}, {label}, seed {seed}", functools.partial(agent.train, seed, steps))
             trainings[label].append(training)
-    calls = run(f"{agent.name}, recording", functools.partial(recorded_calls, agent, steps))
-    with quiet():
-        rows = [
-            row(agent, label, trainings["theirs"], trainings[label], differences(agent, swap, calls))
-            for label, swap in agent.swaps.items()
-        ]
-    curves = {label: {"steps": x[0].steps, "returns": [one.returns for one in x]} for label, x in trainings.items()}
-    return {"task": agent.task, "rows": rows, "curves": curves}
+        yield {
+            "task": agent.task,
+            "rows": [row(agent, label, trainings["theirs"], trainings[label], found[label]) for label in found],
+            "curves": {
+                label: {"steps": one[0].steps, "returns": [training.returns for training in one]}
+                for label, one in trainings.items()
+            },
+        }
 
 
 HEADER = (
@@ -382,9 +384,10 @@ def main() -> None:
     pieces = sum(options.seeds * (1 + len(agent.swaps)) + 1 for agent in chosen)
     with compiled_once(), display(pieces * evaluations * chunk * ITERATION) as run:
         for agent in chosen:
-            results[agent.name] = compare(agent, options.seeds, options.steps, run)
-            if options.results:
-                options.results.write_text(json.dumps(results))
+            for result in compare(agent, options.seeds, options.steps, run):
+                results[agent.name] = result
+                if options.results:  # so a run that is cut short keeps its seeds
+                    options.results.write_text(json.dumps(results))
     results = {name: results[name] for name in SOURCES if name in results}
     print(f"\n{options.steps:,} steps, {jax.devices()[0].device_kind}, {os.cpu_count()} cores\n")
     print(table([HEADER, *(row for result in results.values() for row in result["rows"])]))
