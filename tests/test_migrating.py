@@ -1,4 +1,4 @@
-"""The tables of examples/migrating.md against the real packages; where a package does not compute GAE, what it computes.
+"""The tables of examples/migrating.md against the real packages; what a package computes where it is not GAE.
 
 tests/support/peers.py calls the packages. A package that cannot be imported is skipped; the extra `peers` installs all
 that can be installed together. Agents whose code is copied are compared with their formula.
@@ -125,7 +125,7 @@ def test_check_gae_names_the_flag_of_the_step_before(capsys):
 
 
 def test_easydel_ends_an_answer_at_a_hole():
-    """verl's row skips the hole; the two agree where the mask has no hole."""
+    """The row of verl skips the hole; the two agree where the mask has no hole."""
     (easydel,) = [agent for agent in AGENTS if agent.row == "EasyDeL"]
     rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
     _, theirs = ask(easydel, rollout)

@@ -578,7 +578,7 @@ def rnd_formula(traj_batch, last_val_e, last_val_i, config):
 
 
 def stoix_arrays(rollout):
-    """`bootstrap_value` of the batch has the value of every next observation, of the final one where an episode ends."""
+    """`bootstrap_value` of the batch has the value of every next observation: the final one, where an episode ends."""
     next_values = np.where(rollout.truncated, rollout.final_values, rollout.values[1:])
     traj_batch = TrajectoryBatch(
         rollout.rewards,
