@@ -177,16 +177,19 @@ def typical_seconds(trainings: list[Training]) -> float:
 
 
 def compile_times(lengths: Sequence[int]) -> list[list[str]]:
-    """Seconds of the first call, compilation included, for rollouts of each length of 16 workers."""
+    """CPU time of the first call, compilation included, for rollouts of 16 workers and these lengths.
+
+    CPU time, since it does not depend on what else the machine does; on an idle machine one waits about as long.
+    """
     rows = [["T", "skrl", "gae"]]
     for steps in lengths:
         arrays = {name: jnp.ones((steps, 16, 1)) for name in ("rewards", "values")}
         flags = {name: jnp.zeros((steps, 16, 1), jnp.int8) for name in ("terminated", "truncated")}
         seconds = []
         for estimator in (agents.skrl_agent().theirs, agents.skrl_gae):
-            start = time.perf_counter()
+            start = time.process_time()
             jax.block_until_ready(estimator(**arrays, **flags, last_values=jnp.ones((16, 1))))
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         rows.append([str(steps), *(f"{x:.1f} s" for x in seconds)])
     return rows
 

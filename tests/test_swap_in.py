@@ -215,14 +215,17 @@ def test_skrl_agrees_and_has_that_signature(bootstrap):
     with swap_in.quiet():
         theirs = pytest.importorskip("skrl.agents.jax.ppo.ppo")._compute_gae
     names = skrl_jax_arrays(rollout_and_oracle("final_values")[0]) | {"time_limit_bootstrap": bootstrap}
-    assert_close(agents.skrl_gae(**names), theirs(**names))
+    with as_peers_want():
+        wanted = theirs(**names)
+    assert_close(agents.skrl_gae(**names), wanted)
     ours, theirs = (inspect.signature(function).parameters for function in (agents.skrl_gae, theirs))
     assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
 
 
 def test_first_calls_are_timed():
     pytest.importorskip("skrl.agents.jax.ppo.ppo")
-    head, row = swap_in.compile_times([2])
+    with as_peers_want():
+        head, row = swap_in.compile_times([2])
     assert head == ["T", "skrl", "gae"]
     assert row[0] == "2"
     assert all(re.fullmatch(r"\d+\.\d s", cell) for cell in row[1:])
