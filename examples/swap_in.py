@@ -183,12 +183,12 @@ def compile_times(lengths: Sequence[int]) -> list[list[str]]:
     """
     rows = [["T", "skrl", "gae"]]
     for steps in lengths:
-        arrays = {name: jnp.ones((steps, 16, 1)) for name in ("rewards", "values")}
-        flags = {name: jnp.zeros((steps, 16, 1), jnp.int8) for name in ("terminated", "truncated")}
+        names: dict[str, Any] = {name: jnp.ones((steps, 16, 1)) for name in ("rewards", "values")}
+        names |= {name: jnp.zeros((steps, 16, 1), jnp.int8) for name in ("terminated", "truncated")}
         seconds = []
         for estimator in (agents.skrl_agent().theirs, agents.skrl_gae):
             start = time.process_time()
-            jax.block_until_ready(estimator(**arrays, **flags, last_values=jnp.ones((16, 1))))
+            jax.block_until_ready(estimator(**names, last_values=jnp.ones((16, 1))))
             seconds.append(time.process_time() - start)
         rows.append([str(steps), *(f"{x:.1f} s" for x in seconds)])
     return rows
@@ -211,7 +211,7 @@ def draw(path: pathlib.Path, results: dict[str, Result]) -> None:
     figure = Figure(figsize=(4 * columns, 3.2 * math.ceil(len(results) / columns)), layout="constrained")
     # Curves that are equal cover each other: theirs is wide and light, and those above it are narrow and dark.
     styles = [
-        {"color": "#f2b65a", "linewidth": 6, "capsize": 0},
+        {"color": "#f2b65a", "linewidth": 6, "elinewidth": 3},
         {"color": "#1b3a6b", "linewidth": 1.6, "marker": "o", "markersize": 4, "capsize": 3},
         {"color": "#7a1f4d", "linewidth": 1.6, "linestyle": ":", "marker": "x", "markersize": 7, "capsize": 5},
     ]

@@ -209,7 +209,7 @@ def brax_advantages_from_gae(**names):
     return pages.run(block_with("brax_advantages"), scope)["brax_advantages"]
 
 
-def sb3_arrays(rollout):
+def sb3_arrays(rollout) -> Names:
     """Flags say whether a step starts an episode; its collector adds the value of a final observation to the reward."""
     ends = rollout.terminated | rollout.truncated
     return {
@@ -365,11 +365,11 @@ def skrl_advantages(rewards, **names):
     return skrl_by_default(rewards=rewards, time_limit_bootstrap=True, **names)
 
 
-def skrl_jax_arrays(rollout):
+def skrl_jax_arrays(rollout) -> Names:
     """The agent has added the values of final observations to the rewards, and stores flags as int8."""
     names = skrl_arrays(rollout)
     final_values, gamma = names.pop("final_values"), np.float32(rollout.gamma)
-    flags = {name: np.int8(names[name]) for name in ("terminated", "truncated")}
+    flags = {name: names[name].astype(np.int8) for name in ("terminated", "truncated")}
     rewards = names["rewards"] + gamma * np.where(rollout.truncated[..., None], final_values, 0)
     return names | flags | {"rewards": rewards, "time_limit_bootstrap": True}
 
@@ -624,8 +624,8 @@ def pufferlib_with_ratios_arrays(rollout):
 
 def pufferlib_formula(values, rewards, terminals, gamma, gae_lambda, ratio=None, vtrace_rho_clip=1, vtrace_c_clip=1):
     """Weights of importance on the TD error and on what follows; without ratios they are 1."""
-    values, rewards, goes_on = np.float64(values), np.float64(rewards), 1.0 - terminals
-    ratio = np.ones_like(values) if ratio is None else np.float64(ratio)
+    values, rewards, goes_on = (np.asarray(x, np.float64) for x in (values, rewards, 1.0 - terminals))
+    ratio = np.asarray(np.ones_like(values) if ratio is None else ratio, np.float64)
     advantages, advantage = np.zeros_like(values[:, 1:]), 0.0
     for t in reversed(range(advantages.shape[1])):
         delta = rewards[:, t + 1] + gamma * values[:, t + 1] * goes_on[:, t + 1] - values[:, t]
