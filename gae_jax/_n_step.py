@@ -7,7 +7,6 @@ The sum ends where the episode ends, and at the end of the rollout. So A^(n) is 
 """
 
 import functools
-import operator
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from gae_jax._arguments import as_integer
 from gae_jax._recursion import Row, broadcast_like, rows_of, skipping_step, zero_where_masked
-from gae_jax._rollout import Rollout, axis_from_front, canonical, check_types
+from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
 def n_step_advantages(
@@ -75,17 +75,11 @@ def n_step_advantages(
     >>> print(advantages)
     [1.125 1.125 0.75 ]
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"`n` must be an integer; got {n!r}")
-    try:
-        n = operator.index(n)
-    except TypeError:  # a tracer
-        raise TypeError(f"`n` must be an integer that is known while tracing; got {n!r}") from None
+    n = as_integer("n", n)
     if n < 1:
         raise ValueError(f"`n` must be at least 1; got {n}")
     rollout = Rollout(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma)
-    check_types(rollout)
-    axis = axis_from_front(time_axis, np.shape(rewards))
+    axis = check_before_jit(rollout, time_axis)
     steps = np.shape(rewards)[axis]
     if not isinstance(steps, int):
         raise NotImplementedError(f"n_step_advantages needs a known number of steps; got T = {steps}")

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._rollout import as_flags, as_number, as_numbers, check_is_array, check_shape, promoted
+from gae_jax._arguments import as_number, check_is_array, check_is_mapped, check_shape, promoted
 
 AxisNames = str | tuple[str, ...]
 
@@ -20,6 +20,7 @@ def normalize(
     *,
     axis_name: AxisNames | None = None,
     epsilon: ArrayLike = 1e-8,
+    ddof: ArrayLike = 0,
 ) -> Array:
     """Standardizes advantages: subtracts the mean and divides by the standard deviation of all unmasked entries.
 
@@ -31,21 +32,25 @@ def normalize(
     Args:
       advantages: an array of any shape, floating-point or integer.
       mask: an array of the same shape, bool or 0 and 1. False: the entry does not count, and may be NaN. Its result
-        is 0.
+        is 0. Rows that are no samples must not count: rows that `gae` masks, and truncated rows without `final_values`,
+        which `gae` drops. Their advantage is 0, and 0 is not neutral once the mean is subtracted:
+        `normalize(advantages, keep)` with `keep = mask & (terminated | ~truncated)`, for flags that are bool.
       axis_name: inside `jax.shard_map`, the name of a mesh axis, or a tuple of names. The mean and the standard
         deviation are then taken over the entries of all devices along these axes. An axis of `jax.pmap` or `jax.vmap`
-        works too. The communication is at most six all-reduces of one number, whatever the size of the array.
+        works too. The communication is at most seven all-reduces of one or two numbers, whatever the size of the array.
       epsilon: a number, at least 0, added to the standard deviation.
+      ddof: a number, at least 0: the variance is the sum of squares divided by the number of entries minus `ddof`. 1
+        gives the unbiased variance. If there are no more than `ddof` unmasked entries, the result is 0.
 
     Returns:
       The standardized advantages, in the shape of `advantages` and in its dtype if that is floating-point; an integer
       array gives float32, or float64 under x64. The computation runs in float32 or wider. If all unmasked entries are
-      equal, the result is 0. A NaN in an unmasked entry makes the whole result NaN, and so does a sum of the entries
-      that overflows.
+      equal, the result is 0, and the gradient is the gradient for a standard deviation of 1. A NaN in an unmasked entry
+      makes the whole result NaN, and so does a sum that overflows.
 
     Raises:
-      TypeError: an argument is not an array of numbers or flags, epsilon is not a number, or axis_name not a name.
-      ValueError: mask has another shape, epsilon is negative or an array, or axis_name is not a mesh axis.
+      TypeError: an argument is not an array of numbers or flags, epsilon or ddof not a number, or axis_name not a name.
+      ValueError: mask has another shape, epsilon or ddof is negative or an array, or axis_name is not a mesh axis.
 
     >>> import jax.numpy as jnp
     >>> print(normalize(jnp.array([1.0, 2.0, 3.0, 100.0]), mask=jnp.array([True, True, True, False])))
@@ -53,40 +58,54 @@ def normalize(
     """
     check_is_array("advantages", advantages)
     if mask is not None:
-        check_is_array("mask", mask)
+        check_is_array("mask", mask, flags=True)
         check_shape("mask", mask, np.shape(advantages), "the shape of `advantages`")
-    number = as_number("epsilon", epsilon)
-    if not isinstance(number, Array) and not number >= 0:
-        raise ValueError(f"`epsilon` must be at least 0; got {epsilon}")
     if axis_name is not None:
         _check_axis_name(axis_name)
-    return _normalize(advantages, mask, number, axis_name=axis_name)
+    epsilon, ddof = _at_least_0("epsilon", epsilon), _at_least_0("ddof", ddof)
+    return _normalize(advantages, mask, epsilon, ddof, axis_name=axis_name)
 
 
 @functools.partial(jax.jit, static_argnames="axis_name")
 def _normalize(
-    advantages: ArrayLike, mask: ArrayLike | None, epsilon: ArrayLike, *, axis_name: AxisNames | None
+    advantages: ArrayLike, mask: ArrayLike | None, epsilon: ArrayLike, ddof: ArrayLike, *, axis_name: AxisNames | None
 ) -> Array:
-    x = as_numbers("advantages", advantages)
-    live = jnp.ones(x.shape, bool) if mask is None else as_flags("mask", mask).astype(bool)
+    x = jnp.asarray(advantages)
+    live = jnp.ones(x.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
     dtype = promoted(x)
     x = jnp.where(live, x.astype(promoted(dtype, jnp.float32)), 0)
-    epsilon = jnp.asarray(epsilon, x.dtype)
+    epsilon, ddof = jnp.asarray(epsilon, x.dtype), jnp.asarray(ddof, x.dtype)
 
     def total(entries: Array) -> Array:
         local = jnp.sum(entries, dtype=x.dtype)
         return local if axis_name is None else lax.psum(local, axis_name)
 
-    count = jnp.maximum(total(live), 1)
-    for _ in range(3):  # A mean is rounded, by much where it is large: subtract the mean of what it leaves, too.
+    count = total(live)
+    live &= count > ddof
+    freedom = jnp.where(count > ddof, count - ddof, 1)
+    count = jnp.maximum(count, 1)
+    # A rounded mean lies between the smallest and the largest entry, too: equal entries leave exactly 0.
+    constant = lax.stop_gradient(x)
+    bounds = jnp.stack([jnp.max(y, where=live, initial=-jnp.inf) for y in (-constant, constant)])
+    bounds = bounds if axis_name is None else lax.pmax(bounds, axis_name)
+    x = jnp.where(live, x - jnp.clip(total(constant) / count, -bounds[0], bounds[1]), 0)
+    # A mean is rounded by much where it is large: subtract the mean of what it leaves, twice.
+    for _ in range(2):
         x = jnp.where(live, x - total(x) / count, 0)
     # Squares overflow or vanish in units of reward, but not in units of the mean absolute deviation.
     mean_deviation = lax.stop_gradient(total(jnp.abs(x)) / count)
     all_equal = mean_deviation == 0
     unit = jnp.where(all_equal, 1, mean_deviation)
     x = x / unit
-    variance = jnp.where(all_equal, 1, total(x * x) / count)
+    variance = jnp.where(all_equal, 1, total(x * x) / freedom)
     return (x / (jnp.sqrt(variance) + epsilon / unit)).astype(dtype)
+
+
+def _at_least_0(name: str, x: Any) -> float | Array:
+    number = as_number(name, x)
+    if not isinstance(number, Array) and not number >= 0:
+        raise ValueError(f"`{name}` must be at least 0; got {x}")
+    return number
 
 
 def _check_axis_name(axis_name: Any) -> None:
@@ -95,10 +114,4 @@ def _check_axis_name(axis_name: Any) -> None:
         raise TypeError(f"`axis_name` must be a name or a tuple of names; got {axis_name!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"`axis_name` must not repeat a name; got {axis_name!r}")
-    try:
-        lax.axis_size(names)
-    except NameError:
-        raise ValueError(
-            "`axis_name` must name axes of the mesh, inside a jax.shard_map over these axes; "
-            f"got {axis_name!r}, which no shard_map around this call maps over"
-        ) from None
+    check_is_mapped(axis_name)

@@ -11,21 +11,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from gae_jax._rollout import (
-    FLAGS,
-    PARAMETERS,
-    Rollout,
-    as_flags,
-    axis_from_front,
-    canonical,
-    check_is_name,
-    check_types,
-)
+from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit
 
 Case = Mapping[str, Any]  # the arguments of one call
 
@@ -348,12 +339,12 @@ def check_rollout(
     rollout = Rollout(
         rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
     )
-    check_types(rollout)
-    check_is_name("axis_name", axis_name)
-    axis = axis_from_front(time_axis, np.shape(rewards))
-    rows, _ = canonical(rollout, axis, axis_name)
-    given = rows._asdict() | {name: jnp.moveaxis(as_flags(name, x), axis, 0) for name, x in _flags(rollout).items()}
+    axis = check_before_jit(rollout, time_axis, axis_name=axis_name)
+    rows, _ = canonical(rollout, axis)
+    given = rows._asdict() | {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name, x in _flags(rollout).items()}
     wrong = {name: read & ~_holds(name, given[name]) for name, read in _entries_read(rows).items()}
+    if axis_name is not None:  # every shard of time but the last is followed by the next shard
+        wrong["bootstrap_value"] &= lax.axis_index(axis_name) == lax.axis_size(axis_name) - 1
     if bootstrap_value is None:  # it is the last row of `values`
         wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
     for name, entries in wrong.items():

@@ -111,7 +111,7 @@ def test_bad_number_of_steps():
     def call(n: Any):
         return n_step_advantages(**GOOD, n=n)
 
-    for n in (1.5, True, None, "1", np.float32(1)):
+    for n in (1.5, True, None, "1", np.float32(1), np.array(2.0), jnp.array(2.0)):
         with pytest.raises(TypeError, match="`n` must be an integer; got"):
             call(n)
     with pytest.raises(TypeError, match="`n` must be an integer that is known while tracing; got"):

@@ -165,9 +165,7 @@ def test_bad_clip(name):
             call(x)
     with pytest.raises(ValueError, match=rf"`{name}` must be one number; got shape \(3,\)"):
         call(np.zeros(N))
-    with pytest.raises(ValueError, match=rf"`{name}` must be a number that float64 can hold"):
-        call(10**400)
-    for x in (1e-30, 2, 2**40, math.inf, np.float64(1), jnp.array(1.0)):
+    for x in (1e-30, 2, 2**40, 1e39, 10**400, math.inf, np.float64(1), jnp.array(1.0)):
         assert np.isfinite(call(x)).all()
     assert np.isfinite(jax.jit(call)(1.0)).all()
 
