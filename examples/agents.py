@@ -230,8 +230,7 @@ def tunix_gae(
         rewards, values, no_ends, gamma=gamma, lambda_=gae_lambda, bootstrap_value=no_value, mask=completion_mask,
         time_axis=1,
     )  # fmt: skip
-    live = completion_mask.sum()
-    return normalize(advantages, completion_mask) * jnp.sqrt((live - 1) / live), targets
+    return normalize(advantages, completion_mask, ddof=1), targets
 
 
 class Letters:
