@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import math
+import os
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -66,6 +68,25 @@ def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
     return read
 
 
+def file_to_write(*suffixes: str) -> Callable[[str], pathlib.Path]:
+    """Returns the `type` of an option that names a file to write; the name ends in one of the suffixes, if any."""
+
+    def read(text: str) -> pathlib.Path:
+        path = pathlib.Path(text)
+        if suffixes and path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"the name must end in {' or '.join(suffixes)}; got {text!r}")
+        try:  # only an attempt finds all that prevents it, such as a name that is too long
+            existed = path.exists()
+            path.open("ab").close()
+            if not existed:
+                path.unlink()
+        except OSError as error:
+            raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}") from error
+        return path
+
+    return read
+
+
 def refuse(message: str) -> NoReturn:
     """Prints one line and exits with status 2."""
     print("error:", " ".join(message.split()), file=sys.stderr)
@@ -76,4 +97,15 @@ def require(extra: str, *modules: str) -> None:
     """Refuses to go on without the modules of an extra; call it before importing them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        refuse(f"{', '.join(missing)} not installed; run: pip install -e '.[{extra}]'")
+        target = f"'.[{extra}]'" if extra else "."
+        refuse(f"{', '.join(missing)} not installed; run: pip install -e {target}")
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Refuses what needs more bytes than this machine has."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    if needed > memory:
+        refuse(f"{what} needs {needed >> 30:,} GiB of memory; this machine has {memory >> 30:,} GiB")
+
+
+require("", "gae_jax", "jax", "chex")  # each script imports this module before it imports any of them

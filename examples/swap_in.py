@@ -30,10 +30,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from command_line import Parser, number, refuse, require
+from command_line import Parser, file_to_write, number, refuse, require
 
-if __name__ == "__main__":
-    require("agents", "jax", "gae_jax", "matplotlib", "rich")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX: XLA logs each program that it reads from the cache
 
 import agents
@@ -311,25 +309,6 @@ def whole_number(largest: int) -> Callable[[str], Any]:
     return number(int, f"a whole number from 1 to {largest:,}", lambda x: 1 <= x <= largest)
 
 
-def new_file(*suffixes: str) -> Callable[[str], pathlib.Path]:
-    """Returns the `type` of an option that names a file to write; tries to write, and leaves things as they were."""
-
-    def read(text: str) -> pathlib.Path:
-        path = pathlib.Path(text)
-        if path.suffix not in suffixes:
-            raise argparse.ArgumentTypeError(f"must end in {', '.join(suffixes)}; got {text!r}")
-        try:
-            existed = path.exists()
-            path.open("ab").close()
-        except OSError as error:
-            raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}") from error
-        if not existed:
-            path.unlink()
-        return path
-
-    return read
-
-
 def earlier_results(path: pathlib.Path | None) -> dict[str, Result]:
     """What earlier runs have written to this file."""
     if path is None or not path.exists():
@@ -360,16 +339,20 @@ def parse() -> argparse.Namespace:
         default=204_800,
         help=f"environment steps of a training; rounded up to {ITERATION} or more",
     )
-    parser.add_argument("--picture", type=new_file(".png", ".pdf", ".svg"), default="swap_in.png", help="where to draw")
+    parser.add_argument(
+        "--picture", type=file_to_write(".png", ".pdf", ".svg"), default="swap_in.png", help="where to draw"
+    )
     parser.add_argument(
         "--results",
-        type=new_file(".json"),
+        type=file_to_write(".json"),
         help="a file that gets the results; table and picture then show also what earlier runs have written to it",
     )
     parser.add_argument(
         "--compile-times", nargs="+", type=whole_number(1024), metavar="T", help="time the first calls, and stop"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    require("agents", "matplotlib", "rich")
+    return options
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import jax.export
 from jax import Array
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan import check_implementation
 from gae_jax._arguments import as_integer, check_is_array, check_shape
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero
 from gae_jax._rollout import Rollout, canonical, check_before_jit
@@ -49,8 +48,9 @@ def gae(
     terminated transition, V(s_{t+1}) and A_{t+1} are 0. After a truncated transition, V(s_{t+1}) is the value of the
     final observation, and A_{t+1} is 0.
 
-    The function is pure and compiled with `jax.jit`. It works inside jit, vmap, grad, scan and shard_map. It contains
-    no `jax.lax.stop_gradient`: in a loss, apply it to the results.
+    The function is pure and compiled with `jax.jit`. It works inside jit, vmap, grad, scan and shard_map, not inside
+    `jax.experimental.jet`. It contains no `jax.lax.stop_gradient`: in a loss, apply it to the results. A gradient
+    through the function runs two loops over time, on every platform.
 
     Args:
       rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
@@ -60,16 +60,20 @@ def gae(
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
         The final observation has a value, and row t+1 belongs to another episode. Where both flags are set,
         `terminated` wins.
-      gamma: γ, the discount, in [0, 1]. A scalar, or an array that broadcasts to the shape of `rewards`: where that
-        is `[T, N]`, `[N]` holds one γ per worker, `[T, 1]` one γ per step.
+      gamma: γ, the discount, in [-1, 1]. A scalar, or an array that broadcasts to the shape of `rewards`: where that
+        is `[T, N]`, `[N]` holds one γ per worker, `[T, 1]` one γ per step. A negative γ is for zero-sum games of two
+        players: V(s_{t+1}) is the value for the other player, who moves next.
       lambda_: λ, in [0, 1], in the same shapes. λ = 0 gives δ_t; λ = 1 gives the discounted return minus V(s_t). If γ
         and λ vary over time, A_t = δ_t + γ_t λ_t A_{t+1} and δ_t = r_t + γ_t V(s_{t+1}) - V(s_t).
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation, which is the observation before the reset. Used only
-        where truncated. Without `final_values`, a truncated row is dropped: its advantage is 0, its target V(s_t).
+        where truncated. Without `final_values`, a truncated row is dropped: its advantage is 0, its target V(s_t). A
+        dropped row is no sample: leave it out of `normalize` and of the loss.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition, but padding, a prompt token or a row that
         only resets. The recursion skips the row, so the row before it continues with the next unmasked row. The
-        advantage of a masked row is 0. Its target is V(s_t), or 0 if V(s_t) is not finite.
+        advantage of a masked row is 0. Its target is V(s_t), or 0 if V(s_t) is not finite. The reward and the flags of
+        a masked row are not read. If a reward or an end arrives there, as on another player's turn, first move it to
+        the unmasked row before it: a recipe in examples/tokens.md.
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`.
       axis_name: inside `jax.shard_map`, the mesh axis that time is split over. Device i holds the i-th shard of each
         array that has an axis of time, and `T` is the length of a shard. `bootstrap_value` is V(s_T) of the whole
@@ -77,11 +81,12 @@ def gae(
         per worker, and one more exchange if lambda_ varies over time or T is 1.
       implementation: the scan over time: "scan" is a loop, "blocked" has no loop, "pallas" is a TPU kernel. None
         chooses by the platform. `jax.export` with a symbolic number of steps needs "scan"; `jax.export` for a TPU and
-        another platform at once needs "scan" or "blocked"; `jax.linear_transpose` needs "scan" and jax 0.10.
+        another platform at once needs "scan" or "blocked".
 
     Returns:
-      GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote
-      to. JAX keeps float64 arrays only under x64. The recursion runs in float32 or wider.
+      GAEOutput(advantages, targets), in the shape of `rewards`, and in the dtype that rewards, values, bootstrap_value
+      and final_values promote to. JAX keeps float64 arrays only under x64. The recursion runs in float32 or wider. In
+      float16, targets beyond 65504 become inf.
 
     Unused entries may be NaN; they affect neither outputs nor gradients. Unused are: all inputs of a masked row,
     final_values except where truncated and not terminated, the reward of a dropped row, and V(s_T) of a worker whose
@@ -89,10 +94,9 @@ def gae(
     results of the episode it reaches depends on the implementation. `gae_jax.testing.check_rollout` finds such entries.
 
     Raises:
-      TypeError: an argument is not an array of numbers or flags.
-      ValueError: a shape or a name is not one of the above; gamma or lambda_ is a Python or NumPy number outside
-        [0, 1]; T is 0; `final_values` is given without `truncated`; or an integer array holds numbers that JAX's
-        integers cannot hold.
+      TypeError: an argument is not an array of numbers or flags, in a dtype of JAX and in native byte order.
+      ValueError: a shape or a name is not one of the above; gamma or lambda_ is a Python or NumPy number outside its
+        interval; T is 0; `final_values` is given without `truncated`; or integers are beyond JAX's integers.
       NotImplementedError: the implementation cannot run here.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.
@@ -114,7 +118,6 @@ def gae(
         rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
     )
     axis = check_before_jit(rollout, time_axis, axis_name=axis_name, implementation=implementation)
-    check_implementation(implementation, rollout)
     return _gae(rollout, time_axis=axis, axis_name=axis_name, implementation=implementation)
 
 
@@ -139,7 +142,7 @@ class GAE:
     Attributes:
       n_workers: the number of workers.
       worker_steps: the number of transitions of each worker, T.
-      gamma: γ, the discount, in [0, 1].
+      gamma: γ, the discount, in [-1, 1].
       lambda_: λ, in [0, 1].
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equation 16.

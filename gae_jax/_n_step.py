@@ -7,6 +7,7 @@ The sum ends where the episode ends, and at the end of the rollout. So A^(n) is 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gae_jax._arguments import as_integer
-from gae_jax._recursion import Row, broadcast_like, rows_of, skipping_step, zero_where_masked
+from gae_jax._recursion import broadcast_like, of_each_worker, skipping_step, zero_where_masked
 from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
@@ -45,9 +46,9 @@ def n_step_advantages(
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
       terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
-        Without `final_values`, a truncated row is dropped: its advantage is 0.
+        Without `final_values`, a truncated row is dropped, and is no sample: its advantage is 0.
       n: the number of steps, at least 1. The cost is min(n, T) passes over the rollout.
-      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to the shape of `rewards`.
+      gamma: γ, the discount, in [-1, 1], as in `gae`: a scalar, or an array that broadcasts to the shape of `rewards`.
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition. The recursion skips the row and does not
@@ -56,7 +57,7 @@ def n_step_advantages(
         this function has no `axis_name`.
 
     Returns:
-      The advantages, in the shape of `rewards` and in the dtype that the floating-point arrays promote to.
+      The advantages, in the shape of `rewards`; dtype as in `gae`.
 
     Raises:
       TypeError, ValueError: as in `gae`; also if n is not an integer, or less than 1.
@@ -89,17 +90,13 @@ def n_step_advantages(
 @functools.partial(jax.jit, static_argnames=("n", "time_axis"))
 def _n_step_advantages(rollout: Rollout, *, n: int, time_axis: int) -> Array:
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
-    gamma, one = (broadcast_like(x, rollout.terminated) for x in (rollout.gamma, rollout.lambda_))
-    rows = rows_of(rollout)._replace(gamma=gamma, lambda_before=one)
-    over_workers = functools.partial(_advantages_of_one_worker, n)
-    for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
-        over_workers = jax.vmap(over_workers, in_axes=(1, 0), out_axes=1)
-    return to_caller_layout(over_workers(rows, rollout.bootstrap_value))
+    of_one_worker = functools.partial(_advantages_of_one_worker, n)
+    return to_caller_layout(of_each_worker(of_one_worker, rollout, rollout.lambda_))  # λ is 1
 
 
-def _advantages_of_one_worker(n: int, rows: Row, bootstrap_value: Array) -> Array:
+def _advantages_of_one_worker(n: int, rows: dict[str, Any], shared: dict[str, Any], bootstrap_value: Array) -> Array:
     """From rows `[T]` to advantages `[T]`: n times, every row looks one row further."""
-    mask = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
+    mask = jnp.ones_like(rows["terminated"]) if rows["mask"] is None else rows["mask"]
     steps = jnp.arange(mask.shape[0])
     unmasked_from = lax.cummin(jnp.where(mask, steps, steps.size), reverse=True)  # the first one, from each row on
     end = broadcast_like(jnp.full(1, steps.size), unmasked_from[:1])
@@ -107,7 +104,7 @@ def _advantages_of_one_worker(n: int, rows: Row, bootstrap_value: Array) -> Arra
 
     def look_further(_: Array, targets: Array) -> Array:
         following = jnp.concatenate([targets, bootstrap_value[None]])[next_unmasked]
-        return jax.vmap(skipping_step, in_axes=(0, 0, None))(following, rows, {})[0]
+        return jax.vmap(skipping_step, in_axes=(0, 0, None))(following, rows, shared)[0]
 
-    value = zero_where_masked(mask, rows.value)
+    value = zero_where_masked(mask, rows["value"])
     return zero_where_masked(mask, lax.fori_loop(0, n, look_further, value) - value)

@@ -19,7 +19,6 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan import check_implementation
 from gae_jax._arguments import as_number
 from gae_jax._gae import GAEOutput
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero, zero_where_masked
@@ -58,12 +57,13 @@ def vtrace(
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
       terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
       truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
-        Without `final_values`, a truncated row is dropped: its advantage is 0, its target V(s_t).
+        Without `final_values`, a truncated row is dropped, and is no sample: its advantage is 0, its target V(s_t).
       log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t).
-      gamma: γ, the discount, in [0, 1]: a scalar, or an array that broadcasts to the shape of `rewards`.
+      gamma: γ, the discount, in [-1, 1], as in `gae`: a scalar, or an array that broadcasts to the shape of `rewards`.
       lambda_: λ, in [0, 1], in the same shapes. If λ varies over time, c_t uses λ_t.
       clip_rho: a positive number, the upper bound on the weight of a row's own TD error. It sets the fixed point of vs.
-      clip_c: a positive number, the upper bound on the weight of each later row. It sets the speed of convergence.
+      clip_c: a positive number, the upper bound on the weight of each later row. It sets the speed of convergence,
+        which the paper shows for clip_rho >= clip_c.
       clip_pg_rho: a positive number, the upper bound on the weight of an advantage.
       bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
       final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
@@ -102,7 +102,6 @@ def vtrace(
         lambda_=lambda_,
     )
     axis = check_before_jit(rollout, time_axis, "log_rhos", implementation=implementation)
-    check_implementation(implementation, rollout)
     clips = Clips(_as_clip("clip_rho", clip_rho), _as_clip("clip_c", clip_c), _as_clip("clip_pg_rho", clip_pg_rho))
     clips_equal = not any(isinstance(x, Array) for x in clips[:2]) and clips.clip_rho == clips.clip_c
     return _vtrace(rollout, clips, clips_equal=clips_equal, time_axis=axis, implementation=implementation)

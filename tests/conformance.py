@@ -1,7 +1,8 @@
-"""Prints the tables of tests/README.md.
+"""Prints the tables of tests/README.md, or makes random calls.
 
 python tests/conformance.py             # every peer that is installed, against `gae`
 python tests/conformance.py --recipes   # every recipe of examples/tokens.md, against its definition
+python tests/conformance.py --random 60 # random calls over all arguments for 60 seconds, against the oracle
 """
 
 import argparse
@@ -9,10 +10,11 @@ import importlib.metadata
 
 import jax
 import numpy as np
-from support import pages, peers, recipes
+from support import pages, peers, random_calls, recipes
 from support.peers import AGENTS, DEVIATIONS, PEERS, Agent, Deviation, Peer
 from support.references import RECIPES
 
+import gae_jax
 from gae_jax import gae
 
 SEEDS = range(5)
@@ -65,7 +67,12 @@ def main() -> None:
     """Prints one of the tables, in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", action="store_true", help="print the table of recipes")
+    parser.add_argument("--random", type=float, metavar="SECONDS", help="make random calls for so many seconds")
     options = parser.parse_args()
+    if options.random:
+        count, worst = random_calls.run(gae_jax, options.random)
+        print(f"{count} random calls; the largest error is {worst:.2g} times the epsilon of the dtype")
+        return
     jax.config.update("jax_num_cpu_devices", 8)  # one recipe splits its arrays over a mesh
     head, *rows = recipe_table() if options.recipes else peer_table()
     for cells in (head, ["---"] * len(head), *rows):

@@ -295,6 +295,7 @@ MUTANTS = (
 )
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant, tmp_path):
     lib = load(mutant, tmp_path)

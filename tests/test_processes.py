@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from support import pages
 
 pytestmark = pytest.mark.examples
 SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "scaling_out.py"
@@ -47,6 +48,14 @@ def test_split_rollout_equals_one_device(tables):
     for lines in tables:
         assert len(lines) == 9
         assert all(float(difference) < 1e-5 for *_, difference in lines)
+
+
+def test_the_page_has_the_collectives_that_are_printed(tables):
+    """They do not depend on the number of devices or steps."""
+    head = "| split | mesh | by | implementation | collectives | bytes per device | largest difference |"
+    page = pages.table("examples/scaling_out.md", head)
+    on_page, printed = ([(split, *how) for split, _, *how, _, _ in lines] for lines in (page, tables[0]))
+    assert on_page == printed
 
 
 def test_two_processes_compile_the_collectives_of_one(tables):

@@ -2,12 +2,14 @@
 
 import functools
 import importlib
+import types
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import random_calls
 from support.laws import assert_close, flags_of
 from support.oracle import oracle
 from support.rollouts import random_rollout
@@ -213,6 +215,39 @@ def test_floats_promote_and_integers_do_not_take_part():
     output = gae(**arguments)
     assert output.advantages.dtype == jnp.float32  # of final_values
     assert_close(output, oracle(**arguments))
+
+
+def test_random_calls():
+    """A few; `python tests/conformance.py --random 600` makes many. A planted mistake is found."""
+    assert random_calls.run(gae_jax, np.inf, most=12)[1] < 20
+    wrong = types.SimpleNamespace(**vars(gae_jax) | {"gae": lambda *x, gamma, **y: gae(*x, gamma=abs(gamma), **y)})
+    assert random_calls.run(wrong, np.inf, most=12)[1] > 1e4
+
+
+def estimated(estimator, arguments):
+    """Returns the advantages of an estimator for the arguments of `gae`."""
+    if estimator == "n_step_advantages":
+        return n_step_advantages(**{k: x for k, x in arguments.items() if k != "lambda_"}, n=3)
+    others = {"log_rhos": jnp.zeros_like(arguments["rewards"])} if estimator == "vtrace" else {}
+    return getattr(gae_jax, estimator)(**arguments, **others).advantages
+
+
+@pytest.mark.parametrize("estimator", ["gae", "vtrace", "n_step_advantages"])
+def test_neither_flags_nor_parameters_decide_the_dtype(estimator):
+    wide = {"gamma": np.full((12, 1), 0.9), "lambda_": np.full((12, 1), 0.8)}
+    rollout = TYPED.map_arrays(lambda x: x.astype(np.float64 if x.dtype == bool else np.float32)).replace(**wide)
+    narrow = rollout.map_arrays(lambda x: x.astype(jnp.float16 if x.dtype == np.float32 else np.float32)).replace(
+        **wide
+    )
+    assert estimated(estimator, narrow.arguments()).dtype == jnp.float16
+    with enable_x64(True):
+        assert estimated(estimator, rollout.arguments()).dtype == jnp.float32
+        assert estimated(estimator, narrow.arguments()).dtype == jnp.float16
+
+        def iteration(rewards, _):
+            return estimated(estimator, rollout.arguments() | {"rewards": rewards}), None
+
+        assert jax.lax.scan(iteration, rollout.rewards, length=2)[0].dtype == jnp.float32
 
 
 def test_jax_arrays_equal_numpy_arrays():

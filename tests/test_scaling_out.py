@@ -1,5 +1,7 @@
 """Bad options of examples/scaling_out.py, and its count of collectives."""
 
+import os
+
 import jax
 import pytest
 import scaling_out
@@ -11,7 +13,14 @@ pytestmark = pytest.mark.examples
     ("arguments", "complaint"),
     [
         ("--devices 0", "--devices: must be a whole number, at least 1; got 0"),
-        ("--devices 3", "--devices must be even; got 3"),
+        ("--devices 3", "--devices must be an even number up to 1024; got 3"),
+        ("--devices 99998", "--devices must be an even number up to 1024; got 99998"),
+        (
+            "--steps 1" + 23 * "0",
+            f"1{23 * '0'} × 8 needs 223,517,417,907,714,843 GiB of memory; this machine has 1 GiB",
+        ),
+        ("--coordinator bogus", "--coordinator must be HOST:PORT, such as 127.0.0.1:12345; got 'bogus'"),
+        ("--coordinator=", "--coordinator must be HOST:PORT, such as 127.0.0.1:12345; got ''"),
         ("--workers 0", "--workers: must be a whole number, at least 1; got 0"),
         ("--workers 12", "--devices must divide --workers; got 8 devices for 12"),
         ("--steps 1001", "--devices must divide --steps; got 8 devices for 1001"),
@@ -22,7 +31,8 @@ pytestmark = pytest.mark.examples
         ("--step 8", "unrecognized arguments: --step 8"),
     ],
 )
-def test_bad_options_are_one_line(arguments, complaint, capsys):
+def test_bad_options_are_one_line(arguments, complaint, capsys, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda _: 2**15)
     with pytest.raises(SystemExit) as stop:
         scaling_out.read_options(arguments.split())
     assert stop.value.code == 2

@@ -28,7 +28,7 @@ from support.versions import (
 from gae_jax import gae
 from gae_jax._affine_scan import affine_scan
 
-pytestmark = pytest.mark.versions
+versions, gate = pytest.mark.versions, pytest.mark.gate
 ROLLOUT = random_rollout(3, steps=40, batch=(16,), ends=0.1)
 WANT = oracle(**ROLLOUT.arguments())
 ARRAYS = {k: jnp.asarray(x) for k, x in ROLLOUT.arguments().items() if isinstance(x, np.ndarray)}
@@ -56,13 +56,15 @@ def placed(mesh, time=None, workers=None):
 ONE_AXIS, TWO_AXES = {"a": 8}, {"a": 4, "b": 2}
 
 
+@versions
 @pytest.mark.parametrize(
     ("kind", "implementation", "axes", "context"),
     [
-        *((kind, name, ONE_AXIS, True) for kind in (Auto, Explicit) for name in (None, "scan", "blocked")),
-        *((kind, None, TWO_AXES, False) for kind in (Auto, Explicit)),
+        *((kind, None, ONE_AXIS, True) for kind in (Auto, Explicit)),
+        *(pytest.param(kind, "blocked", ONE_AXIS, True, marks=gate) for kind in (Auto, Explicit)),
+        *(pytest.param(kind, None, TWO_AXES, False, marks=gate) for kind in (Auto, Explicit)),
         *(
-            pytest.param(Explicit, "pallas", axes, context, marks=kernel_on_explicit_axes)
+            pytest.param(Explicit, "pallas", axes, context, marks=(gate, kernel_on_explicit_axes))
             for axes, context in ((ONE_AXIS, True), (TWO_AXES, False))
         ),
     ],
@@ -94,6 +96,7 @@ def test_counter_detects_a_gather():
     assert collective_bytes(executable) > ROLLOUT.rewards.nbytes
 
 
+@versions
 def test_the_compiler_is_not_asked_to_split_the_kernel():
     arrays, _ = placed(make_mesh(a=8), workers="a")
     program = jax.jit(call).trace(arrays).lower(lowering_platforms=("tpu",)).as_text()
@@ -105,6 +108,7 @@ def test_the_compiler_is_not_asked_to_split_the_kernel():
 # Time.
 
 
+@versions
 @given(rollout=rollouts, devices=st.sampled_from([2, 8]), implementation=st.sampled_from([None, "blocked"]))
 @hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 40))
 def test_time_split_matches_oracle(rollout, devices, implementation):
@@ -113,6 +117,7 @@ def test_time_split_matches_oracle(rollout, devices, implementation):
     assert_close(split(**rollout.arguments()), oracle(**rollout.arguments()))
 
 
+@gate
 @pytest.mark.usefixtures("fast_compilation")
 @pytest.mark.parametrize(
     ("law", "check_vma"),
@@ -134,6 +139,8 @@ def test_time_split_obeys_the_law(law, check_vma):
 BOTH, TIME = ("time", "workers"), ("time",)
 
 
+@versions
+@gate
 @pytest.mark.parametrize(
     ("implementation", "manual", "kind"),
     [
@@ -167,6 +174,7 @@ def test_time_and_workers_split(implementation, manual, kind):
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, P("time", "workers")), 2)
 
 
+@gate
 @pytest.mark.parametrize(
     ("varying", "masked", "want", "numbers"),
     [
@@ -195,6 +203,7 @@ def test_communication_does_not_depend_on_the_number_of_steps(varying, masked, w
         assert collective_bytes(executable) == numbers * 4 * workers
 
 
+@gate
 @pytest.mark.parametrize("implementation", [None, "blocked"])
 def test_collectives_of_a_gradient(implementation):
     """One reduce-scatter beside the all-gather."""
@@ -214,6 +223,8 @@ def test_collectives_of_a_gradient(implementation):
     assert collectives(fn.lower(*arrays).compile()) == {"all-gather": 1, "reduce-scatter": 1}
 
 
+@versions
+@gate
 @pytest.mark.parametrize(
     ("implementation", "check_vma", "reverse"),
     [
@@ -254,6 +265,7 @@ def halve(carry, row, _):
     return carry / 2 + row, carry
 
 
+@versions
 def test_first_carry_is_read_where_the_scan_begins():
     """On all other devices it may be NaN."""
     xs = jnp.arange(1.0, 9.0)
@@ -268,6 +280,7 @@ def test_first_carry_is_read_where_the_scan_begins():
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@versions
 @pytest.mark.parametrize("mapped", [jax.vmap, jax.pmap], ids=["vmap", "pmap"])
 def test_over_a_named_axis_of(mapped):
     shards = jax.tree.map(lambda x: x.reshape(4, 10, 16), {k: x for k, x in ARRAYS.items() if x.ndim > 1})

@@ -5,7 +5,6 @@ A law raises an AssertionError where the library breaks it. `test_gae.py` checks
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +16,11 @@ from support.rollouts import FLAGS, PARAMETERS, Rollout
 
 
 class Library(NamedTuple):
-    """What a law reads of a library."""
+    """The estimators that a law calls, in the place of a library that has them."""
 
-    gae: Callable[..., Any]
+    gae: Any = None
+    vtrace: Any = None
+    n_step_advantages: Any = None
 
 
 def matches_oracle(lib, rollout):
@@ -69,7 +70,7 @@ def split_rollout_equals_whole(lib, rollout):
     """The earlier part bootstraps from V + lambda A of the first unmasked row of the later part."""
     whole = lib.gae(**rollout.arguments())
     lambda_ = rollout.full(rollout.lambda_)
-    for k in range(1, rollout.steps):
+    for k in {1, rollout.steps // 2, rollout.steps - 1} & set(range(1, rollout.steps)):
         late = lib.gae(**rollout.rows(k, rollout.steps).arguments())
         last_value = np.array(rollout.values[-1])
         for worker in np.ndindex(last_value.shape):

@@ -104,9 +104,8 @@ def random_rollout(
 
 parameters = st.sampled_from([0.0, 0.5, 0.95, 1.0, "step", "worker", "both"]) | st.floats(0, 1, width=32)
 
-rollouts = st.builds(
-    random_rollout,
-    st.integers(0, 2**32 - 1),
+kinds = st.builds(
+    dict,
     steps=st.sampled_from([1, 8]),  # few shapes, since each is compiled; the contents vary
     batch=st.sampled_from([(), (2, 2)]),
     ends=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
@@ -115,6 +114,8 @@ rollouts = st.builds(
     gamma=parameters,
     lambda_=parameters,
 )
+seeds = st.integers(0, 2**32 - 1)
+rollouts = st.builds(lambda seed, kind: random_rollout(seed, **kind), seeds, kinds)
 
 # A rollout of each kind. With these seeds, each has flags of each kind, and longer episodes in most workers.
 EXAMPLES = [
