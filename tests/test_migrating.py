@@ -1,10 +1,11 @@
-"""The table of examples/migrating.md against the real packages; where a package does not compute GAE, what it computes.
+"""The tables of examples/migrating.md against the real packages; what a package computes where it is not GAE.
 
 tests/support/peers.py calls the packages. A package that cannot be imported is skipped; the extra `peers` installs all
 that can be installed together. Agents whose code is copied are compared with their formula.
 """
 
 import contextlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ SEEDS = range(5)
 PARAMETERS = [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)]
 OF_TOKENS = [peer for peer in PEERS if peer.rollouts == "tokens"]
 OF_EPISODES = [peer for peer in PEERS if peer.rollouts != "tokens"]
-MASKED_STEPS = [agent for agent in AGENTS if not agent.is_gae]
+MASKED_STEPS = [agent for agent in AGENTS if agent.remark == peers.MASKED_STEP]
 
 
 def each(entries):
@@ -74,7 +75,7 @@ def test_agent_row_agrees_with_its_formula(peer, gamma, lambda_):
         names, theirs = ask(peer, rollout)
         assert_close([peers.advantages_by_page(peer.row, names)], [theirs])
         if peer.is_gae:
-            assert_close([theirs], [oracle(**rollout.arguments())[0]])
+            assert_close([peers.time_major(theirs, rollout)], [oracle(**rollout.arguments())[0]])
 
 
 @each([*PEERS, *AGENTS])
@@ -90,6 +91,15 @@ def test_every_row_has_a_test():
     assert set(peers.adapters()) == {peer.row for peer in [*PEERS, *AGENTS]}
 
 
+def test_every_row_is_found_by_the_name_of_an_agent():
+    names, rows = zip(*pages.table(peers.PAGE, "| your agent | row |"), strict=True)
+    assert set(rows) == set(peers.adapters())
+    libraries = [re.split(r"[:;,] | in ", name)[0].lower() for name in names]
+    assert libraries == sorted(libraries)
+    for name in ("xland-minigrid", "navix", "_scan`", "`mappo_ff_hanabi`", "MuJoCo Playground", "`ppo_rnd`", "Mava"):
+        assert any(name in cell for cell in names), name
+
+
 def test_table_of_conformance_has_a_row_for_each_peer():
     """The largest differences are of one run, and not compared."""
     rows = pages.table("tests/README.md", "| peer | version | largest difference | what differs and why |")
@@ -100,15 +110,42 @@ def test_table_of_conformance_has_a_row_for_each_peer():
 # What goes wrong without an error.
 
 
-def test_flag_of_the_step_before_in_jaxmarl():
-    """JaxMARL's recurrent agents: `done` in place of `global_done`."""
-    (agent,) = [agent for agent in AGENTS if agent.row.startswith("JaxMARL, recurrent")]
-    rollout = peers.kind_of_rollout("terminated", 0, 0.99, 0.95)
-    names, theirs = ask(agent, rollout)
-    code = peers.adapters()[agent.row]
-    assert "traj_batch.global_done" in code
-    wrong = eval(code.replace("global_done", "done"), pages.imports(peers.PAGE), names)
+@each([agent for agent in AGENTS if agent.row.startswith(("JaxMARL with", "PureJaxRL, recurrent"))])
+def test_feed_forward_row_is_wrong_for_a_recurrent_agent(peer):
+    """`traj_batch.done` is the flag of the step before there: wrong by more than the root mean square, no error."""
+    names, theirs = ask(peer, peers.kind_of_rollout("terminated", 0, 0.99, 0.95))
+    wrong = peers.run_adapter("PureJaxRL", names)
     assert np.abs(wrong.advantages - theirs).max() > np.sqrt(np.mean(theirs**2))
+
+
+def test_check_gae_names_the_flag_of_the_step_before(capsys):
+    """The lines of the page, and what it says of their output."""
+    pages.run(peers.block_with("before"), pages.imports(peers.PAGE))
+    mistake, printed = "the flag of the step before", capsys.readouterr().out
+    assert f'prints "{mistake}"' in pages.read(peers.PAGE)
+    assert sum(mistake in line for line in printed.splitlines()) >= 2
+
+
+def test_easydel_ends_an_answer_at_a_hole():
+    """The row of verl skips the hole; the two agree where the mask has no hole."""
+    (easydel,) = [agent for agent in AGENTS if agent.row == "EasyDeL"]
+    rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
+    _, theirs = ask(easydel, rollout)
+    assert np.abs(theirs.T - gae_of(rollout))[rollout.live].max() > 0.5
+    padded = rollout.replace(mask=np.arange(64)[:, None] < np.arange(8, 64, 7))
+    _, theirs = ask(easydel, padded)
+    assert_close([theirs.T], [gae_of(padded)])
+
+
+def test_skrl_jax_without_bootstrap_does_not_read_truncated():
+    """Its own flag, in its own estimator and in the row."""
+    (peer,) = [peer for peer in PEERS if peer.name == "skrl, JAX"]
+    with skip_import_errors():
+        names = peer.arrays(peers.kind_of_rollout("final_values", 0, 0.99, 0.95)) | {"time_limit_bootstrap": False}
+        theirs = peers.run_peer(peer, names)
+    assert_close([peers.advantages_by_page(peer.row, names)], [theirs])
+    nothing = names | {"truncated": np.zeros_like(names["truncated"])}
+    assert_close([peers.advantages_by_page(peer.row, nothing)], [theirs])
 
 
 @each(MASKED_STEPS)
@@ -194,8 +231,14 @@ def test_package_reads_padding(peer):
 
 
 def whitened_by_page(advantages, mask):
-    names = {"jnp": jnp, "normalize": normalize, "advantages": advantages, "mask": mask}
+    names = {"normalize": normalize, "advantages": advantages, "mask": mask}
     return jax.jit(lambda: pages.run(peers.block_with("whitened"), names)["whitened"])()
+
+
+def whitened_as_skrl(advantages, language):
+    """By the expression that the page has for this language."""
+    (code,) = re.findall(f"skrl in {language}[^`]*`(normalize[^`]*)`", pages.read(peers.PAGE).partition("## Whit")[2])
+    return eval(code, {"normalize": normalize, "advantages": advantages})
 
 
 @pytest.mark.parametrize("name", ["tunix", "verl"])
@@ -215,7 +258,15 @@ def test_whitening_of_skrl():
     with skip_import_errors():
         names = peers.skrl_arrays(rollout)
         whitened, theirs = peers.whitened("skrl", names), peers.skrl_by_default(**names)
-    assert_close([whitened_by_page(theirs, np.ones(theirs.shape, bool))], [whitened])
+    assert_close([whitened_as_skrl(theirs, "PyTorch")], [whitened])
+
+
+def test_whitening_of_skrl_in_jax():
+    (peer,) = [peer for peer in PEERS if peer.name == "skrl, JAX"]
+    with skip_import_errors(), peers.as_peers_want():
+        names = peer.arrays(peers.kind_of_rollout("final_values", 0, 0.99, 0.95))
+        _, whitened = peers.load("skrl.agents.jax.ppo.ppo")._compute_gae(**names)
+    assert_close([whitened_as_skrl(peers.advantages_by_page(peer.row, names), "JAX")], [whitened])
 
 
 def test_tunix_whitens_one_token_to_nan():

@@ -5,6 +5,7 @@ PureJaxRL is not a package: a loop of its form, written here, is trained with it
 
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -13,15 +14,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import agents
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import swap_in
 from jax import lax
+from support import pages
 from support.laws import assert_close
 from support.oracle import oracle
-from support.peers import as_peers_want
+from support.peers import as_peers_want, sb3_arrays, skrl_jax_arrays
 from support.rollouts import random_rollout
 
 pytestmark = pytest.mark.examples
@@ -53,7 +56,7 @@ def brax_arguments(rollout) -> dict[str, Any]:
 
 def test_brax_gae_matches_oracle():
     rollout, (advantages, targets) = rollout_and_oracle("dropped")
-    assert_close(swap_in.brax_gae(**brax_arguments(rollout)), (targets, advantages))
+    assert_close(agents.brax_gae(**brax_arguments(rollout)), (targets, advantages))
 
 
 def test_brax_as_it_is_has_no_lambda_on_the_first_hop():
@@ -62,10 +65,10 @@ def test_brax_as_it_is_has_no_lambda_on_the_first_hop():
     goes_on = ~(rollout.terminated | rollout.truncated)
     next_advantages = np.concatenate([advantages[1:], np.zeros_like(advantages[:1])])
     wanted = advantages + GAMMA * (1 - LAMBDA) * goes_on * next_advantages
-    assert_close(swap_in.brax_as_it_is(**brax_arguments(rollout)), (targets, wanted))
+    assert_close(agents.brax_as_it_is(**brax_arguments(rollout)), (targets, wanted))
 
 
-@pytest.mark.parametrize("swap", [swap_in.brax_gae, swap_in.brax_as_it_is])
+@pytest.mark.parametrize("swap", [agents.brax_gae, agents.brax_as_it_is])
 def test_brax_replacements_are_detached(swap):
     """Brax differentiates its loss with the estimator in it."""
     rollout, _ = rollout_and_oracle("dropped")
@@ -84,10 +87,10 @@ def test_brax_agrees_and_has_that_signature():
     rollout, _ = rollout_and_oracle("dropped")
     with as_peers_want():
         targets, advantages = losses.compute_gae(**brax_arguments(rollout))
-    assert_close(swap_in.brax_as_it_is(**brax_arguments(rollout)), (targets, advantages))
-    assert_close(swap_in.brax_gae(**brax_arguments(rollout))[:1], [targets])
+    assert_close(agents.brax_as_it_is(**brax_arguments(rollout)), (targets, advantages))
+    assert_close(agents.brax_gae(**brax_arguments(rollout))[:1], [targets])
     theirs = inspect.signature(losses.compute_gae).parameters
-    for swap in (swap_in.brax_gae, swap_in.brax_as_it_is):
+    for swap in (agents.brax_gae, agents.brax_as_it_is):
         ours = inspect.signature(swap).parameters
         assert list(ours) == list(theirs)
         assert [p.default for p in ours.values()] == [p.default for p in theirs.values()]
@@ -107,7 +110,7 @@ def rejax_arguments(rollout, reward_axes=()):
 @pytest.mark.parametrize("reward_axes", [(), (1,)])
 def test_rejax_gae_matches_oracle(reward_axes):
     rollout, wanted = rollout_and_oracle()
-    assert_close(swap_in.rejax_gae(*rejax_arguments(rollout, reward_axes)), wanted)
+    assert_close(agents.rejax_gae(*rejax_arguments(rollout, reward_axes)), wanted)
 
 
 def test_rejax_agrees():
@@ -116,7 +119,7 @@ def test_rejax_agrees():
     arguments = rejax_arguments(rollout_and_oracle()[0])
     with as_peers_want():
         theirs = rejax.PPO.calculate_gae(*arguments)
-    assert_close(swap_in.rejax_gae(*arguments), theirs)
+    assert_close(agents.rejax_gae(*arguments), theirs)
 
 
 # tunix
@@ -143,7 +146,7 @@ def test_tunix_gae_matches_oracle_standardized_with_bessels_correction():
     rollout, (advantages, targets) = tunix_rollout()
     live = advantages[rollout.live]
     wanted = np.where(rollout.live, (advantages - live.mean()) / live.std(ddof=1), 0)
-    assert_close(swap_in.tunix_gae(**tunix_arguments(rollout)), (wanted.T, targets.T))
+    assert_close(agents.tunix_gae(**tunix_arguments(rollout)), (wanted.T, targets.T))
 
 
 def test_tunix_agrees_on_live_tokens():
@@ -153,7 +156,79 @@ def test_tunix_agrees_on_live_tokens():
     live = arguments["completion_mask"]
     with as_peers_want():
         theirs = algo_core.compute_gae_advantages(**arguments)
-    assert_close([x[live] for x in swap_in.tunix_gae(**arguments)], [x[live] for x in theirs])
+    assert_close([x[live] for x in agents.tunix_gae(**arguments)], [x[live] for x in theirs])
+
+
+# sbx, with the rollout buffer of stable-baselines3
+
+
+def test_sbx_gae_matches_oracle():
+    """A time limit is γ V(final observation) in the reward."""
+    rollout, wanted = rollout_and_oracle("final_values")
+    assert_close(agents.sbx_gae(**sb3_arrays(rollout)), wanted)
+
+
+def sb3_buffers(names) -> list[Any]:
+    """A buffer of stable-baselines3 and one with `sbx_gae`, filled and computed."""
+    torch, buffers, spaces = map(pytest.importorskip, ("torch", "stable_baselines3.common.buffers", "gymnasium.spaces"))
+    space, filled = spaces.Box(-1.0, 1.0, (1,)), []
+    for buffer_class in (buffers.RolloutBuffer, agents.buffer_with(agents.sbx_gae)):
+        buffer = buffer_class(16, space, space, "cpu", LAMBDA, GAMMA, n_envs=4)
+        for name in ("rewards", "values", "episode_starts"):
+            getattr(buffer, name)[:] = names[name]
+        buffer.compute_returns_and_advantage(torch.tensor(names["last_values"]), names["dones"])
+        filled.append(buffer)
+    return filled
+
+
+def test_buffer_with_sbx_gae_agrees():
+    theirs, ours = sb3_buffers(sb3_arrays(rollout_and_oracle("final_values")[0]))
+    assert_close([ours.advantages, ours.returns], [theirs.advantages, theirs.returns])
+    ours.full = True
+    (batch,) = ours.get()  # what an agent learns from
+    assert_close(np.sort(batch.returns.numpy()), np.sort(theirs.returns, axis=None))
+
+
+def test_sbx_records_what_its_buffer_computes():
+    pytest.importorskip("sbx")
+    names = sb3_arrays(rollout_and_oracle("final_values")[0])
+    theirs, _ = sb3_buffers(names)
+    assert_close(agents.sbx_agent().theirs(**names), [theirs.advantages, theirs.returns])
+
+
+# skrl
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_skrl_gae_matches_oracle_standardized(bootstrap):
+    rollout, (advantages, targets) = rollout_and_oracle("final_values")
+    names = skrl_jax_arrays(rollout) | {"time_limit_bootstrap": bootstrap}
+    if not bootstrap:  # then `truncated` is not read
+        rewards = names["rewards"][..., 0]
+        advantages, targets = oracle(**rollout.replace(rewards=rewards, truncated=None, final_values=None).arguments())
+    wanted = (advantages - advantages.mean()) / advantages.std()
+    assert_close(agents.skrl_gae(**names), (targets[..., None], wanted[..., None]))
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_skrl_agrees_and_has_that_signature(bootstrap):
+    with swap_in.quiet():
+        theirs = pytest.importorskip("skrl.agents.jax.ppo.ppo")._compute_gae
+    names = skrl_jax_arrays(rollout_and_oracle("final_values")[0]) | {"time_limit_bootstrap": bootstrap}
+    with as_peers_want():
+        wanted = theirs(**names)
+    assert_close(agents.skrl_gae(**names), wanted)
+    ours, theirs = (inspect.signature(function).parameters for function in (agents.skrl_gae, theirs))
+    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+
+
+def test_first_calls_are_timed():
+    pytest.importorskip("skrl.agents.jax.ppo.ppo")
+    with as_peers_want():
+        head, row = swap_in.compile_times([2])
+    assert head == ["T", "skrl", "gae"]
+    assert row[0] == "2"
+    assert all(re.fullmatch(r"\d+\.\d s", cell) for cell in row[1:])
 
 
 # PureJaxRL
@@ -248,7 +323,7 @@ def test_purejaxrl_loop_trains_alike(seed):
     """Advantages and targets of every update, and what is learned, are equal but for rounding; and it does learn."""
     key = jax.random.key(seed)
     theirs, (rewards, *their_estimates) = make_train(CONFIG, two_carry_gae)(key)
-    ours, (our_rewards, *our_estimates) = make_train(CONFIG, swap_in.purejaxrl_gae)(key)
+    ours, (our_rewards, *our_estimates) = make_train(CONFIG, agents.purejaxrl_gae)(key)
     assert_close(our_estimates, their_estimates)
     assert_close(jax.tree.leaves(ours), jax.tree.leaves(theirs))
     np.testing.assert_array_equal(our_rewards, rewards)
@@ -278,24 +353,24 @@ def toy_agent(targets_first=False):
         mask = jnp.array([[True, True, False]] * 2)
         step = jax.jit(lambda: module.estimate(rewards=rewards, values=-rewards - 1, completion_mask=mask))
         report(steps, float(step()[0].mean()))
-        return swap_in.Training(
+        return agents.Training(
             [0, steps], [0.0, float(step()[0][0, 0])], [0.25 if module.estimate is half_off else 0.5]
         )
 
-    return swap_in.Agent(
+    return agents.Agent(
         name="toy",
         task="none",
         theirs=unit_estimator,
         swaps={"half off": half_off},
         targets_first=targets_first,
-        installed=lambda estimator: swap_in.replaced(module, "estimate", estimator),
+        installed=lambda estimator: agents.replaced(module, "estimate", estimator),
         train=train,
     )
 
 
 @pytest.mark.parametrize("targets_first", [False, True])
 def test_table_states_what_differs(monkeypatch, targets_first):
-    monkeypatch.setitem(swap_in.PACKAGES, "toy", "jax")
+    monkeypatch.setitem(swap_in.SOURCES, "toy", swap_in.Source("jax", "none", toy_agent))
     agent = toy_agent(targets_first)
     works = []
 
@@ -303,15 +378,17 @@ def test_table_states_what_differs(monkeypatch, targets_first):
         works.append(what)
         return work(lambda steps, latest: None)
 
-    trainings, calls = swap_in.compare(agent, 2, 64, run)
-    assert works[0] == "toy, theirs, seed 0"
-    assert len(works) == 5
-    assert len(calls) == 2
-    (row,) = swap_in.rows(agent, trainings, calls)
+    first, result = swap_in.compare(agent, 2, 64, run)  # after each seed
+    assert works == ["toy, recording", *(f"toy, {x}, seed {n}" for n in (0, 1) for x in ("theirs", "half off"))]
+    assert result["task"] == "none"
+    assert result["curves"]["half off"] == {"steps": [0, 64], "returns": [[0.0, 1.5], [0.0, 3.5]]}
+    assert first["curves"]["half off"] == {"steps": [0, 64], "returns": [[0.0, 1.5]]}
+    (row,) = result["rows"]
     row = dict(zip(swap_in.HEADER, row, strict=True))
     first, second = ("targets", "advantages")[:: 1 if targets_first else -1]
     assert row[f"{first} differ by"] == "5.0e-01 of 1"  # the 9 is where nothing is live
     assert row[f"{second} differ by"] == "0.0e+00 of 0"
+    assert row["seeds"] == "2"
     assert row["return, theirs"] == "2 ± 1"
     assert row["return, with gae"] == "2.5 ± 1"
     assert row["iteration, theirs"] == "500 ms"
@@ -323,32 +400,78 @@ def test_calls_are_recorded_and_the_estimator_is_put_back():
     with agent.installed(half_off):
         assert agent.train(0, 64, lambda steps, latest: None).returns[-1] == 1.5
     assert agent.train(0, 64, lambda steps, latest: None).returns[-1] == 1.0
-    for _, arguments in swap_in.recorded_calls(agent, 64, lambda steps, latest: None):
+    for _, arguments, answer in swap_in.recorded_calls(agent, 64, lambda steps, latest: None):
         np.testing.assert_array_equal(arguments["values"], -np.ones((2, 3)))
+        np.testing.assert_array_equal(answer[0], np.ones((2, 3)))
 
 
 def test_lines_changed_counts_all_but_the_docstring():
-    assert swap_in.lines_changed(half_off) == 4
-    assert swap_in.lines_changed(swap_in.brax_as_it_is) - swap_in.lines_changed(swap_in.brax_gae) == 2
+    agent = toy_agent()
+    assert swap_in.lines_changed(agent, half_off) == 4
+    lines = [swap_in.lines_changed(agent, swap) for swap in (agents.brax_as_it_is, agents.brax_gae)]
+    assert lines[0] - lines[1] == 2
+    assert swap_in.lines_changed(agent._replace(lines_to_place=6), half_off) == 9
 
 
 @pytest.mark.parametrize("steps", [1, 2048, 2049, 30_000, 204_800, 10**6])
 def test_schedule_has_enough_steps_and_few_evaluations(steps):
-    evaluations, chunk = swap_in.schedule(steps)
-    trained = evaluations * chunk * swap_in.ITERATION
+    evaluations, chunk = agents.schedule(steps)
+    trained = evaluations * chunk * agents.ITERATION
     assert steps <= trained
-    assert trained - steps < chunk * swap_in.ITERATION
-    assert evaluations <= swap_in.EVALUATIONS
+    assert trained - steps < chunk * agents.ITERATION
+    assert evaluations <= agents.EVALUATIONS
 
 
-def test_picture_is_drawn(tmp_path):
+RESULT = {
+    "task": "none",
+    "rows": [["toy", *(["-"] * 11)]],
+    "curves": {label: {"steps": [0, 64], "returns": [[0.0, 1.0], [0.0, 3.0]]} for label in ("theirs", "GAE")},
+}
+
+
+def test_picture_has_a_panel_for_each_agent(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    panels = []
+    monkeypatch.setattr(figure, "savefig", lambda self, path, dpi: panels.extend(self.axes))
+    swap_in.draw(tmp_path / "a.png", {"toy": RESULT, "other": RESULT})
+    assert [axes.get_title() for axes in panels] == ["toy, none, 2 seeds", "other, none, 2 seeds"]
+    line, *_ = panels[0].lines
+    np.testing.assert_array_equal(line.get_ydata(), [0.0, 2.0])  # the mean over the seeds
+
+
+def run_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["swap_in.py", *map(str, arguments)])
+    swap_in.main()
+
+
+def test_results_of_earlier_runs_are_shown_and_kept(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    runs = [swap_in.Training([0, 64], [0.0, 1.0], [])]
-    swap_in.draw(tmp_path / "a.png", [(toy_agent(), {"theirs": runs, "half off": runs})])
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    pytest.importorskip("rich")
+    results, picture = tmp_path / "results.json", tmp_path / "a.png"
+    results.write_text(json.dumps({"rejax": RESULT}))
+    monkeypatch.setitem(swap_in.SOURCES, "jax", swap_in.Source("jax", "none", lambda: toy_agent()._replace(name="jax")))
+    run_main(monkeypatch, "--agent", "jax", "--seeds", 1, "--steps", 64, "--results", results, "--picture", picture)
+    assert "| toy |" in capsys.readouterr().out
+    assert set(json.loads(results.read_text())) == {"rejax", "jax"}
+    picture.unlink()
+    run_main(monkeypatch, "--agent", "--results", results, "--picture", picture)  # shows, and trains nothing
+    shown = capsys.readouterr().out
+    assert "| toy |" in shown
+    assert "| jax |" in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("swap", [swap_in.brax_gae, swap_in.rejax_gae, swap_in.tunix_gae, swap_in.purejaxrl_gae])
+def test_table_of_the_page_is_of_the_results():
+    results = json.loads((EXAMPLES / "agents.json").read_text())
+    rows = [row for result in results.values() for row in result["rows"]]
+    assert pages.table("examples/agents.md", f"| {' | '.join(swap_in.HEADER)} |") == rows
+
+
+@pytest.mark.parametrize(
+    "swap",
+    [getattr(agents, f"{name}_gae") for name in ("brax", "rejax", "tunix", "sbx", "skrl", "purejaxrl")],
+    ids=lambda swap: swap.__name__,
+)
 def test_page_shows_the_lines_that_run(swap):
     (function,) = ast.parse(inspect.getsource(swap)).body
     assert isinstance(function, ast.FunctionDef)
@@ -363,7 +486,7 @@ def test_page_shows_the_lines_that_run(swap):
 
 
 def test_nothing_of_the_extra_is_imported_before_the_options_are_read():
-    heavy = ["brax", "flax", "matplotlib", "optax", "rejax", "rich", "tunix"]
+    heavy = ["brax", "flax", "matplotlib", "optax", "rejax", "rich", "sbx", "skrl", "torch", "tunix"]
     code = f"import sys, swap_in; print(sorted(sys.modules.keys() & {heavy}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -373,26 +496,55 @@ def test_nothing_of_the_extra_is_imported_before_the_options_are_read():
     ("arguments", "complaint"),
     [
         (["--agent", "dqn"], "--agent"),
-        (["--seeds", "0"], "--seeds must be positive"),
-        (["--steps", "many"], "--steps"),
-        (["--picture", "x.bogus"], "--picture must end in"),
-        (["--picture", "no/such/place.png"], "there is no directory"),
+        (["--seeds", "0"], "--seeds: must be a whole number from 1 to 1,000; got 0"),
+        (["--seeds", "9" * 23], "--seeds: must be a whole number from 1 to 1,000"),
+        (["--steps", "many"], "--steps: must be a whole number"),
+        (["--steps", "9" * 23], "--steps: must be a whole number from 1 to 1,000,000,000"),
+        (["--steps", "9" * 5000], "--steps: must be a whole number from 1 to 1,000,000,000"),
+        (["--compile-times", "0"], "--compile-times: must be a whole number from 1 to 1,024"),
+        (["--picture", ""], "--picture: the name must end in .png or .pdf or .svg; got ''"),
+        (["--picture", "x.bogus"], "--picture: the name must end in"),
+        (["--picture", "no/such/place.png"], "--picture: cannot write 'no/such/place.png': No such file or directory"),
+        (["--picture", "x" * 300 + ".png"], "File name too long"),
+        (["--picture", "directory.png"], "--picture: cannot write 'directory.png': Is a directory"),
+        (["--results", "directory.json"], "--results: cannot write 'directory.json': Is a directory"),
+        (["--results", "other.json"], "--results: other.json was not written by this script"),
+        (["--agent"], "nothing to show"),
     ],
+    ids=lambda x: " ".join(x)[:30] if isinstance(x, list) else "",
 )
-def test_bad_options_are_refused_in_one_line(monkeypatch, capsys, arguments, complaint):
-    monkeypatch.setattr(sys, "argv", ["swap_in.py", *arguments])
+def test_bad_options_are_refused_in_one_line(monkeypatch, tmp_path, capsys, arguments, complaint):
+    """Before any agent is made, and without leaving a file."""
+    (tmp_path / "directory.png").mkdir()
+    (tmp_path / "directory.json").mkdir()
+    (tmp_path / "other.json").write_text('{"rejax": [1, 2]}')
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(swap_in, "make_agents", None)
     with pytest.raises(SystemExit) as exit_:
-        swap_in.parse()
+        run_main(monkeypatch, *arguments)
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert complaint in line
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_script_without_the_library_says_what_to_install(tmp_path):
+    """As in a checkout in which nothing is installed: `--help` fails in one line."""
+    script = str(EXAMPLES / "swap_in.py")
+    code = f"import runpy, sys; sys.path[:0] = [{str(EXAMPLES)!r}]; runpy.run_path({script!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "gae_jax" in line
+    assert "pip install -e ." in line
 
 
 def test_agents_that_are_not_here_are_named_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(swap_in.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as exit_:
-        swap_in.make_agents(["brax", "tunix"])
+        swap_in.make_agents(["brax", "sbx"])
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "brax (not installed), tunix (not installed)" in line
-    assert "pip install -e '.[agents]'" in line
+    for name, extra in (("brax", "agents"), ("sbx", "agents-gymnasium")):
+        assert f"{name} (not installed; run: pip install -e '.[{extra}]')" in line

@@ -1,5 +1,6 @@
 """The code and the tables of the pages, as they are printed there."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,16 @@ def recipes(page: str) -> dict[str, str]:
 
 
 def table(page: str, head: str) -> list[list[str]]:
-    """The cells of the table with this head line, without the head and the line below it."""
-    _, found, rest = read(page).partition(f"{head}\n")
-    assert found, f"{page} has no table '{head}'"
-    rows = re.match(r"(\|.*\n)*", rest)
-    assert rows
-    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[0].splitlines()[1:]]
+    """The cells of the first table with this head line, without the head and the line below it."""
+    return tables(page, head)[0]
+
+
+def tables(page: str, head: str) -> list[list[list[str]]]:
+    """The cells of all tables with this head line."""
+    _, *rests = read(page).split(f"{head}\n")
+    assert rests, f"{page} has no table '{head}'"
+    bodies = [itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[1:]) for rest in rests]
+    return [[[cell.strip() for cell in row.split("|")[1:-1]] for row in body] for body in bodies]
 
 
 def run(code: str, names: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The real packages and agents, each called by its own conventions, and what some of them compute instead of GAE.
 
-The rows of the table in examples/migrating.md are read from the page and run on the same arrays as the peer, under the
+The rows of the tables in examples/migrating.md are read from the page and run on the same arrays as the peer, under the
 peer's own names for them.
 """
 
@@ -24,6 +24,7 @@ from support import pages
 from support.rollouts import Rollout, random_rollout
 
 PAGE = "examples/migrating.md"
+HEAD = "| coming from | its call | with gae_jax |"
 
 Names = dict[str, Any]  # a peer's arguments by its own names, as NumPy arrays and numbers
 
@@ -33,7 +34,7 @@ class Peer:
     """A package, and how it is called on a rollout."""
 
     name: str
-    row: str  # of the table in examples/migrating.md
+    row: str  # of the tables in examples/migrating.md
     distribution: str  # the name of the installed package, which has a version
     rollouts: str  # the kind of rollout, as below, that the peer has arguments for
     arrays: Callable[[Rollout], Names]
@@ -134,9 +135,8 @@ def run_peer(peer: Peer | Agent | Deviation, names: Names) -> np.ndarray:
 
 
 def adapters() -> dict[str, str]:
-    """The last column of the table, by row."""
-    rows = pages.table(PAGE, "| coming from | its call | with gae_jax |")
-    return {row: code.strip("`") for row, _, code in rows}
+    """The last column of the tables, by row."""
+    return {row: code.strip("`") for table in pages.tables(PAGE, HEAD) for row, _, code in table}
 
 
 def run_adapter(row: str, names: Names) -> Any:
@@ -209,7 +209,7 @@ def brax_advantages_from_gae(**names):
     return pages.run(block_with("brax_advantages"), scope)["brax_advantages"]
 
 
-def sb3_arrays(rollout):
+def sb3_arrays(rollout) -> Names:
     """Flags say whether a step starts an episode; its collector adds the value of a final observation to the reward."""
     ends = rollout.terminated | rollout.truncated
     return {
@@ -365,6 +365,21 @@ def skrl_advantages(rewards, **names):
     return skrl_by_default(rewards=rewards, time_limit_bootstrap=True, **names)
 
 
+def skrl_jax_arrays(rollout) -> Names:
+    """The agent has added the values of final observations to the rewards, and stores flags as int8."""
+    names = skrl_arrays(rollout)
+    final_values, gamma = names.pop("final_values"), np.float32(rollout.gamma)
+    flags = {name: names[name].astype(np.int8) for name in ("terminated", "truncated")}
+    rewards = names["rewards"] + gamma * np.where(rollout.truncated[..., None], final_values, 0)
+    return names | flags | {"rewards": rewards, "time_limit_bootstrap": True}
+
+
+def skrl_jax_advantages(**names):
+    """Before they are whitened: that is returns - values."""
+    returns, _ = load("skrl.agents.jax.ppo.ppo")._compute_gae(**names)
+    return returns - names["values"]
+
+
 def skrl_without_truncated(truncated, **names):
     return advantages_by_page("skrl", names | {"truncated": np.zeros_like(truncated)})
 
@@ -418,12 +433,24 @@ def labml_last_value_twice(done, rewards, values, **sizes):
 
 
 class TrajectoryBatch(NamedTuple):
-    """PureJaxRL's and JaxMARL's `Transition`; only JaxMARL's recurrent agents have `global_done`."""
+    """PureJaxRL's `Transition`, with the fields that some agents of its form add."""
 
     reward: np.ndarray
     value: np.ndarray
     done: np.ndarray
-    global_done: np.ndarray | None = None
+    global_done: np.ndarray | None = None  # JaxMARL
+    truncated: np.ndarray | None = None  # Stoix
+    bootstrap_value: np.ndarray | None = None  # Stoix: of every transition, [T, N]
+
+
+class RNDBatch(NamedTuple):
+    """The `Transition` of Craftax_Baselines' `ppo_rnd`, with extrinsic and intrinsic rewards."""
+
+    reward_e: np.ndarray
+    reward_i: np.ndarray
+    value_e: np.ndarray
+    value_i: np.ndarray
+    done: np.ndarray
 
 
 class Storage(NamedTuple):
@@ -462,6 +489,149 @@ def purejaxrl_arrays(rollout):
 def purejaxrl_formula(traj_batch, last_val, config):
     parameters = last_val, config["GAMMA"], config["GAE_LAMBDA"]
     return two_carry_formula(traj_batch.reward, traj_batch.value, traj_batch.done, *parameters)
+
+
+def rejax_arrays(rollout):
+    """`done` is the flag of the step in its row."""
+    names = purejaxrl_arrays(rollout)
+    agent = SimpleNamespace(gamma=rollout.gamma, gae_lambda=rollout.lambda_)
+    return {"self": agent, "trajectories": names["traj_batch"], "last_val": names["last_val"]}
+
+
+def rejax_formula(self, trajectories, last_val):
+    rewards, values, ends, *_ = trajectories
+    return two_carry_formula(rewards, values, ends, last_val, self.gamma, self.gae_lambda)
+
+
+def xland_arrays(rollout):
+    names = purejaxrl_arrays(rollout)
+    parameters = {"gamma": rollout.gamma, "gae_lambda": rollout.lambda_}
+    return parameters | {"transitions": names["traj_batch"], "last_val": names["last_val"]}
+
+
+def xland_formula(transitions, last_val, gamma, gae_lambda):
+    rewards, values, ends, *_ = transitions
+    return two_carry_formula(rewards, values, ends, last_val, gamma, gae_lambda)
+
+
+def kinetix_arrays(rollout):
+    arrays = {"rewards": rollout.rewards, "values": rollout.values[:-1], "dones": rollout.terminated}
+    return arrays | {"last_value": rollout.values[-1], "gamma": rollout.gamma, "lambd": rollout.lambda_}
+
+
+def kinetix_formula(rewards, values, dones, last_value, gamma, lambd):
+    return two_carry_formula(rewards, values, dones, last_value, gamma, lambd)
+
+
+def gymnax_blines_arrays(rollout):
+    """The buffer has T + 1 rows. The last one has a value, and a reward and a flag that nothing reads."""
+    unread = rollout.rewards[:1]
+    return {
+        "reward": np.concatenate([rollout.rewards, unread]),
+        "value": rollout.values,
+        "done": np.concatenate([rollout.terminated, unread > 0]).astype(np.uint8),
+        "self": SimpleNamespace(discount=rollout.gamma, gae_lambda=rollout.lambda_),
+    }
+
+
+def gymnax_blines_formula(self, reward, value, done):
+    return two_carry_formula(reward[:-1], value[:-1], done[:-1], value[-1], self.discount, self.gae_lambda)
+
+
+def recurrent_arrays(rollout):
+    """`done` is the flag of the step before: the network resets its state by it. `last_done` is of the last step."""
+    names = purejaxrl_arrays(rollout)
+    traj_batch = names["traj_batch"]._replace(done=before(rollout.terminated))
+    return names | {"traj_batch": traj_batch, "last_done": rollout.terminated[-1]}
+
+
+def recurrent_formula(traj_batch, last_val, last_done, config):
+    """The row above hands down its own flag: the flag of the step before it, which is the step of this row."""
+    ends = np.concatenate([traj_batch.done[1:], last_done[None]])
+    return purejaxrl_formula(traj_batch._replace(done=ends), last_val, config)
+
+
+def rnd_arrays(rollout):
+    """Every other worker is the intrinsic channel of the worker before it; both have the flags of the latter."""
+    first, second = slice(0, None, 2), slice(1, None, 2)
+    return {
+        "traj_batch": RNDBatch(
+            reward_e=rollout.rewards[:, first],
+            reward_i=rollout.rewards[:, second],
+            value_e=rollout.values[:-1, first],
+            value_i=rollout.values[:-1, second],
+            done=rollout.terminated[:, first],
+        ),
+        "last_val_e": rollout.values[-1, first],
+        "last_val_i": rollout.values[-1, second],
+        "config": {"GAMMA": rollout.gamma, "GAE_LAMBDA": rollout.lambda_, "RND_IS_EPISODIC": False},
+    }
+
+
+def rnd_formula(traj_batch, last_val_e, last_val_i, config):
+    """Two calls, one for each kind of reward; intrinsic rewards end with the episode only if they are episodic."""
+    parameters = config["GAMMA"], config["GAE_LAMBDA"]
+    ends = traj_batch.done & config["RND_IS_EPISODIC"]
+    extrinsic = two_carry_formula(traj_batch.reward_e, traj_batch.value_e, traj_batch.done, last_val_e, *parameters)
+    intrinsic = two_carry_formula(traj_batch.reward_i, traj_batch.value_i, ends, last_val_i, *parameters)
+    return np.stack([extrinsic, intrinsic], axis=-1)
+
+
+def stoix_arrays(rollout):
+    """`bootstrap_value` of the batch has the value of every next observation: the final one, where an episode ends."""
+    next_values = np.where(rollout.truncated, rollout.final_values, rollout.values[1:])
+    traj_batch = TrajectoryBatch(
+        rollout.rewards,
+        rollout.values[:-1],
+        rollout.terminated,
+        truncated=rollout.truncated,
+        bootstrap_value=next_values,
+    )
+    system = SimpleNamespace(gamma=rollout.gamma, gae_lambda=rollout.lambda_)
+    names = {"r_t": rollout.rewards, "v_tm1": rollout.values[:-1], "v_t": next_values}
+    return names | {"traj_batch": traj_batch, "config": SimpleNamespace(system=system)}
+
+
+def stoix_formula(r_t, v_tm1, v_t, traj_batch, config):
+    """The value of every next observation is at hand, and an advantage ends at both kinds of ends."""
+    discounts = config.system.gamma * (1.0 - traj_batch.done)
+    deltas = np.float64(r_t) + discounts * v_t - v_tm1
+    advantages, advantage = np.zeros_like(deltas), 0.0
+    for t in reversed(range(len(deltas))):
+        goes_on = discounts[t] * (1.0 - traj_batch.truncated[t])
+        advantages[t] = advantage = deltas[t] + config.system.gae_lambda * goes_on * advantage
+    return advantages
+
+
+def pufferlib_arrays(rollout):
+    """[N, T+1]: reward and flag of a transition stand in the row after it, so the first of each are not read."""
+    unread = rollout.rewards[:1]
+    return {
+        "values": rollout.values.T,
+        "rewards": np.concatenate([unread, rollout.rewards]).T,
+        "terminals": np.float32(np.concatenate([unread > 0, rollout.terminated])).T,
+        "gamma": rollout.gamma,
+        "gae_lambda": rollout.lambda_,
+    }
+
+
+def pufferlib_with_ratios_arrays(rollout):
+    """Ratios around 1, on both sides of the clips."""
+    names = pufferlib_arrays(rollout)
+    ratio = np.float32(np.exp(np.sin(names["values"])))
+    return names | {"ratio": ratio, "vtrace_rho_clip": 1.2, "vtrace_c_clip": 0.9}
+
+
+def pufferlib_formula(values, rewards, terminals, gamma, gae_lambda, ratio=None, vtrace_rho_clip=1, vtrace_c_clip=1):
+    """Weights of importance on the TD error and on what follows; without ratios they are 1."""
+    values, rewards, goes_on = (np.asarray(x, np.float64) for x in (values, rewards, 1.0 - terminals))
+    ratio = np.asarray(np.ones_like(values) if ratio is None else ratio, np.float64)
+    advantages, advantage = np.zeros_like(values[:, 1:]), 0.0
+    for t in reversed(range(advantages.shape[1])):
+        delta = rewards[:, t + 1] + gamma * values[:, t + 1] * goes_on[:, t + 1] - values[:, t]
+        weight = gamma * gae_lambda * np.minimum(ratio[:, t], vtrace_c_clip) * goes_on[:, t + 1]
+        advantages[:, t] = advantage = np.minimum(ratio[:, t], vtrace_rho_clip) * delta + weight * advantage
+    return advantages
 
 
 def recurrent_jaxmarl_arrays(rollout):
@@ -515,6 +685,19 @@ def openrlhf_formula(rewards, values, action_mask, gamma, lambd):
     return two_carry_formula(rewards, values, none, none[0], gamma, lambd).T
 
 
+def easydel_arrays(rollout):
+    return token_arrays(rollout, "rewards", "completion_mask", "lam")
+
+
+def easydel_formula(rewards, values, completion_mask, gamma, lam):
+    """A sum of its own for each run of live tokens: at a hole, and at the end, nothing of value follows."""
+    live = completion_mask != 0
+    ends = ~np.concatenate([live[:, 1:], np.zeros_like(live[:, :1])], axis=1)
+    none = np.zeros(len(values))
+    advantages = two_carry_formula((rewards * live).T, (values * live).T, ends.T, none, gamma, lam).T
+    return np.where(live, advantages, 0)
+
+
 def trl_arrays(rollout):
     names = openrlhf_arrays(rollout)
     args = SimpleNamespace(gamma=names.pop("gamma"), lam=names.pop("lambd"))
@@ -525,25 +708,49 @@ def trl_formula(rewards, values, mask, args):
     return openrlhf_formula(rewards, values, mask, args.gamma, args.lam)
 
 
+NO_LIMITS = "nothing; no argument for time limits"
 MASKED_STEP = "a masked token inside an answer is a step with r = V = 0, not skipped"
 
 AGENTS = (
-    Agent("PureJaxRL", "terminated", purejaxrl_arrays, purejaxrl_formula, True, "nothing; no argument for time limits"),
+    Agent("PureJaxRL", "terminated", purejaxrl_arrays, purejaxrl_formula, True, NO_LIMITS),
+    Agent("JaxMARL, feed-forward (`ippo_ff_*`)", "terminated", purejaxrl_arrays, purejaxrl_formula, True, NO_LIMITS),
     Agent(
-        "JaxMARL, feed-forward (`ippo_ff_*`)",
-        "terminated",
-        purejaxrl_arrays,
-        purejaxrl_formula,
-        True,
-        "nothing; no argument for time limits",
-    ),
-    Agent(
-        "JaxMARL, recurrent (`ippo_rnn_*`, `mappo_rnn_*`)",
+        "JaxMARL with `global_done` (`ippo_rnn_*`, `mappo_*`)",
         "terminated",
         recurrent_jaxmarl_arrays,
         recurrent_jaxmarl_formula,
         True,
         "nothing with `global_done`; `done` is the flag of the step before",
+    ),
+    Agent(
+        "PureJaxRL, recurrent (`ppo_rnn`, `ppo_s5`)",
+        "terminated",
+        recurrent_arrays,
+        recurrent_formula,
+        True,
+        "nothing; `done` is the flag of the step before, `last_done` of the last step",
+    ),
+    Agent("rejax", "terminated", rejax_arrays, rejax_formula, True, NO_LIMITS),
+    Agent("xland-minigrid", "terminated", xland_arrays, xland_formula, True, NO_LIMITS),
+    Agent("Kinetix, `util/learning`", "terminated", kinetix_arrays, kinetix_formula, True, NO_LIMITS),
+    Agent("gymnax-blines", "terminated", gymnax_blines_arrays, gymnax_blines_formula, True, NO_LIMITS),
+    Agent(
+        "Craftax_Baselines, `ppo_rnd`",
+        "terminated",
+        rnd_arrays,
+        rnd_formula,
+        False,
+        "the intrinsic channel has no ends unless `RND_IS_EPISODIC`",
+    ),
+    Agent("Stoix, `ff_ppo`", "final_values", stoix_arrays, stoix_formula, True, "nothing"),
+    Agent("PufferLib", "terminated", pufferlib_arrays, pufferlib_formula, True, NO_LIMITS),
+    Agent(
+        "PufferLib, with ratios",
+        "terminated",
+        pufferlib_with_ratios_arrays,
+        pufferlib_formula,
+        False,
+        "ratios weight the TD errors: the targets of `vtrace` minus the values",
     ),
     Agent(
         "CleanRL, JAX (`ppo_atari_envpool_xla_jax`)",
@@ -560,6 +767,14 @@ AGENTS = (
         cleanrl_formula,
         True,
         "nothing; `dones` are the flags of the step before",
+    ),
+    Agent(
+        "EasyDeL",
+        "tokens",
+        easydel_arrays,
+        easydel_formula,
+        False,
+        "a masked token inside an answer ends it: nothing of value follows the token before",
     ),
     Agent("OpenRLHF", "tokens", openrlhf_arrays, openrlhf_formula, False, MASKED_STEP),
     Agent("TRL", "tokens", trl_arrays, trl_formula, False, MASKED_STEP),
@@ -629,6 +844,15 @@ PEERS = (
         "final_values",
         skrl_arrays,
         skrl_advantages,
+        "nothing in `returns - values` with `time_limit_bootstrap=True`; its `advantages` are whitened",
+    ),
+    Peer(
+        "skrl, JAX",
+        "skrl, JAX",
+        "skrl",
+        "final_values",
+        skrl_jax_arrays,
+        skrl_jax_advantages,
         "nothing in `returns - values` with `time_limit_bootstrap=True`; its `advantages` are whitened",
     ),
     Peer(
