@@ -58,6 +58,15 @@ def test_readme_links_to_every_page():
 # The recursion and the API.
 
 
+def test_first_call_matches_oracle():
+    [call] = [block for block in pages.blocks(README) if block.startswith("from gae_jax import gae\n")]
+    arguments = peers.kind_of_rollout("final_values", 0, 0.99, 0.95).arguments()
+    names = {name: arguments[name] for name in ("rewards", "terminated", "truncated", "final_values")}
+    names |= {"values": arguments["values"][:-1], "last_value": arguments["values"][-1]}
+    result = pages.run(call, names)
+    assert_close((result["advantages"], result["targets"]), oracle(**arguments))
+
+
 def test_step_is_the_source():
     source = f"{inspect.getsource(_recursion.step)}\n\n{inspect.getsource(_recursion.next_value)}"
     assert [block for block in pages.blocks(README) if block.startswith("def step")] == [source]
