@@ -239,11 +239,9 @@ def adam(params: Any, moments: Any, gradient: Any, count: Array) -> tuple[Any, A
     return jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-8), params, first, second), (first, second)
 
 
-def iterate(estimate: Any, order: Any, state: Any, key: Array) -> tuple[Any, tuple[Array, Array]]:
-    """Acts, estimates advantages, and learns; returns how many steps the episodes that ended had, and their number."""
-    params, moments, count, envs = state
-    act_key, order_key, learn_key = jax.random.split(key, 3)
-    envs, rollout = lax.scan(functools.partial(act, params), envs, jax.random.split(act_key, STEPS))
+def collect(estimate: Callable[..., Array], params: Any, envs: Any, key: Array) -> tuple[Any, Rollout, Array]:
+    """Acts for STEPS steps, and estimates the advantages of the rollout."""
+    envs, rollout = lax.scan(functools.partial(act, params), envs, jax.random.split(key, STEPS))
     advantages = estimate(
         rewards=jnp.ones_like(rollout.value),
         values=rollout.value,
@@ -254,6 +252,14 @@ def iterate(estimate: Any, order: Any, state: Any, key: Array) -> tuple[Any, tup
         gamma=GAMMA,
         lambda_=LAMBDA,
     )
+    return envs, rollout, advantages
+
+
+def iterate(estimate: Any, order: Any, state: Any, key: Array) -> tuple[Any, tuple[Array, Array]]:
+    """Acts, estimates advantages, and learns; returns how many steps the episodes that ended had, and their number."""
+    params, moments, count, envs = state
+    act_key, order_key, learn_key = jax.random.split(key, 3)
+    envs, rollout, advantages = collect(estimate, params, envs, act_key)
     advantages = order(order_key, advantages)
     data = jax.tree.map(
         lambda x: x.reshape(STEPS * ENVS, *x.shape[2:]), (rollout, advantages, advantages + rollout.value)
@@ -284,6 +290,14 @@ def evaluate(params: Any, key: Array) -> Array:
     return up.sum(axis=0).mean()
 
 
+def untrained(policy_key: Array, value_key: Array, env_key: Array) -> Any:
+    """Returns the state of an agent before training: parameters, Adam's moments and count, environments."""
+    params = {"policy": network(policy_key, 2, 0.01), "value": network(value_key, 1, 1.0)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    envs = jax.vmap(reset)(jax.random.split(env_key, ENVS)), jnp.zeros(ENVS, jnp.int32)
+    return params, (zeros, zeros), jnp.zeros(()), envs
+
+
 def train(estimate: Callable[..., Array], order: Callable[[Array, Array], Array], key: Array) -> tuple[Array, Array]:
     """Trains one agent.
 
@@ -296,18 +310,16 @@ def train(estimate: Callable[..., Array], order: Callable[[Array, Array], Array]
       The evaluations, `[EVALUATIONS + 1]`, the first one before training; and the mean length of the episodes of
       training between them, `[EVALUATIONS]`.
     """
-    policy_key, value_key, env_key, train_key, eval_key = jax.random.split(key, 5)
-    params = {"policy": network(policy_key, 2, 0.01), "value": network(value_key, 1, 1.0)}
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    envs = jax.vmap(reset)(jax.random.split(env_key, ENVS)), jnp.zeros(ENVS, jnp.int32)
+    *start_keys, train_key, eval_key = jax.random.split(key, 5)
+    state = untrained(*start_keys)
 
     def chunk(state: Any, keys: Array) -> tuple[Any, tuple[Array, Array]]:
         state, (steps, episodes) = lax.scan(functools.partial(iterate, estimate, order), state, keys)
         return state, (evaluate(state[0], eval_key), steps.sum() / jnp.maximum(1, episodes.sum()))
 
     keys = jax.random.split(train_key, (EVALUATIONS, ITERATIONS_BETWEEN))
-    _, (evaluations, lengths) = lax.scan(chunk, (params, (zeros, zeros), jnp.zeros(()), envs), keys)
-    return jnp.append(evaluate(params, eval_key), evaluations), lengths
+    _, (evaluations, lengths) = lax.scan(chunk, state, keys)
+    return jnp.append(evaluate(state[0], eval_key), evaluations), lengths
 
 
 def train_seeds(name: str, seeds: int) -> tuple[np.ndarray, np.ndarray]:

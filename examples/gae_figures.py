@@ -141,7 +141,7 @@ def jacobians(by_reward: np.ndarray, by_value: np.ndarray, by_final: np.ndarray,
         f"the final\nobservation\nof step {limit}",
     )
     for axes, picture, name, label in zip(grid, pictures, names, labels, strict=True):
-        image = heat(axes, picture, boundaries=(end + 1, limit + 1))
+        heat(axes, picture, boundaries=(end + 1, limit + 1))
         axes.set_title(rf"$\partial \hat A_t / \partial {name}$", fontsize=13)
         columns = picture.shape[1] if picture.shape[1] > 1 else 0
         axes.set_xticks(np.arange(columns) + 0.5, np.arange(columns))
@@ -151,7 +151,7 @@ def jacobians(by_reward: np.ndarray, by_value: np.ndarray, by_final: np.ndarray,
     for axes in grid[:2]:
         axes.text(end + 1.15, end + 0.93, f"step {end} terminates", va="bottom", style="italic")
         axes.text(limit + 0.85, limit + 1.07, f"step {limit} is truncated", ha="right", va="top", style="italic")
-    figure.colorbar(image, ax=grid, label="derivative (no unit)", shrink=0.8)
+    figure.colorbar(grid[0].collections[0], ax=grid, label="derivative (no unit)", shrink=0.8)
     figure.suptitle("Nothing crosses the end of an episode; a truncated step sees the value of its final observation")
 
 
@@ -251,7 +251,7 @@ def learning_curves(record: Mapping[str, Any], groups: Mapping[str, Sequence[str
     text = f"Left out: {left_out}.\nIn this task the two values\nare nearly equal.\n\n"
     text += "Number in a title: the mean\nof the last evaluations."
     last.text(0.0, 0.05, text, transform=last.transAxes, fontsize=9.5)
-    figure.suptitle("The training curve (dashed) gives away one bug of six")
+    figure.suptitle("The training curve (dashed) gives away one bug of six; five look like agents that learn")
 
 
 def dots(axes: Axes, rows: Mapping[str, np.ndarray]) -> None:
@@ -312,10 +312,11 @@ def same_curve_worse_agent(record: Mapping[str, Any]) -> Figure:
         end = evaluations_of(record, name)[:, -1].mean()
         got.text(x[-1] + 2, end, f"{label}: {end:.0f}", color=colour, va="center", fontsize=9)
     seen.set_ylim(0, 110)
-    seen.set_title("training: episodes of up to 100 steps")
+    seen.set_xlim(0, None)
+    seen.set_title("training episodes (limit 100)")
     seen.set_ylabel("steps that the pole stays up")
     got.set_ylim(0, 550)
-    got.set_title("the agents, evaluated for 500 steps")
+    got.set_title("evaluations (limit 500)")
     for axes in (seen, got):
         axes.set_xlabel("training steps (thousands)")
     return figure
