@@ -292,28 +292,29 @@ def orders(record: Mapping[str, Any], names: Mapping[str, str]) -> None:
     curves.set_yticks(range(0, 501, 100))
     dots(ends, {label: evaluations_of(record, name)[:, -1] for name, label in names.items()})
     ends.set_xlabel("steps of the last evaluation (limit 500)")
-    figure.suptitle("Which worker did well is enough to learn; without it nothing is learned")
+    figure.suptitle("Which worker did well is enough to learn; without it, agents end as they began")
 
 
 def same_curve_worse_agent(record: Mapping[str, Any]) -> Figure:
     """Draws the figure of the README: the same training curve, a worse agent."""
-    figure, (seen, got) = plt.subplots(1, 2, figsize=(7, 2.9), width_ratios=[1, 1.1])
+    figure, (seen, got) = plt.subplots(1, 2, figsize=(7, 2.9), width_ratios=[1, 1.05])
     x = thousands_of_steps(record)
     labels = {
         "right": "right",
-        "truncation as termination": "time limit\nas termination",
-        "truncation not cut": "time limit\nnot cut",
+        "truncation as termination": "time limit as termination",
+        "truncation not cut": "time limit not cut",
     }
     for (name, label), (colour, style) in zip(
         labels.items(), ((DARK, "-"), (MIDDLE, "--"), ("black", ":")), strict=True
     ):
-        seen.plot(x[1:], lengths_of(record, name).mean(0), color=colour, linestyle=style, linewidth=2)
+        seen.plot(x[1:], lengths_of(record, name).mean(0), color=colour, linestyle=style, linewidth=2, label=label)
         curve(got, record, name, colour, style)
         end = evaluations_of(record, name)[:, -1].mean()
-        got.text(x[-1] + 2, end, f"{label}: {end:.0f}", color=colour, va="center", fontsize=9)
+        got.text(x[-1] + 2, end, f"{end:.0f}", color=colour, va="center")
     seen.set_ylim(0, 110)
     seen.set_xlim(0, None)
     seen.set_title("training episodes (limit 100)")
+    seen.legend(loc="lower right", handlelength=2.6)
     seen.set_ylabel("steps that the pole stays up")
     got.set_ylim(0, 550)
     got.set_title("evaluations (limit 500)")
