@@ -199,7 +199,7 @@ states, with a trace that fades by $\gamma\lambda$ a step. With the values held 
 
 ### What is biased
 
-$A_t^{(\infty)}$ has all rewards and no critic, and is often called unbiased. A rollout that is cut has no
+$A_t^{(\infty)}$ has all rewards and no later value of the critic, and is called unbiased. A rollout that is cut has no
 $A_t^{(\infty)}$. With $\lambda = 1$ the longest estimate is left, $n = T - t$ rewards and then the critic: it keeps
 $\gamma^n$ times the error of $V(s_T)$. In the last rows that is nearly the whole error.
 """
@@ -656,16 +656,18 @@ The code of labml's page collects the advantages backwards in time, into an arra
 Two questions follow. Which bugs can a trainer see at all? And is the guess right, that such an agent improves *because
 the samples are similar*?
 
-`five_hours.py` trains a small PPO agent to balance a pole on a cart, with the right advantages and with six of the
-bugs, 32 seeds each. In training an episode is truncated after 100 steps. The evaluation has 500 steps, so it shows
-what training never does.
+`five_hours.py` trains a small [PPO](https://arxiv.org/abs/1707.06347) agent to balance a pole on a cart, with the right
+advantages and with six of the bugs, 32 seeds each. In training an episode is truncated after 100 steps. The evaluation
+has 500 steps, so it shows what training never does. The agent acts in 32 environments at once. Each of them is a
+*worker*, and adds 64 consecutive steps to the rollout.
 
-These three functions are the agent: a step in every environment, the loss, and one iteration. `estimate` is one of
-the functions of section 5.
+These four functions are the agent: a step in every environment, a rollout with its advantages, the loss, and one
+iteration. `estimate` is one of the functions of section 5.
 """
 
 # %%
 print(inspect.getsource(five_hours.act))
+print(inspect.getsource(five_hours.collect))
 print(inspect.getsource(five_hours.loss))
 print(inspect.getsource(five_hours.iterate))
 
@@ -747,8 +749,9 @@ r"""
 ### Was the guess right?
 
 If the samples of a worker are similar, an advantage on the wrong row of the right worker is still partly right: it
-says how well this worker's 64 steps went. This can be tested. The same agent is trained with the right advantages,
-moved to other rows by a fresh random order in each iteration (the critic's targets move along, as in labml's agent):
+says how well this worker's 64 steps went. This can be tested. The same agent is trained with the right advantages on
+other rows. Random orders are drawn anew in each iteration. The critic's targets are advantage plus value, as in labml's
+agent, so they move along.
 
 | order | what is left of the right advantages |
 |---|---|
@@ -826,9 +829,10 @@ for i in range(16):
 r"""
 ## 7. A dropped row is no sample
 
-Where the value of the final observation is not known, a truncated row is dropped: its advantage is 0, and its target is
-its value. Zero sounds neutral. It stops being neutral as soon as the advantages are standardized, since the mean is
-subtracted from it too. Then the loss makes the action of that row less likely, or more likely, for no reason.
+Some environments lose the final observation; [environments.md](environments.md) says which, and where the others keep
+it. Where its value is not known, a truncated row is dropped: its advantage is 0, and its target is its value. Zero
+sounds neutral. It stops being neutral as soon as the advantages are standardized, since the mean is subtracted from it
+too. Then the loss makes the action of that row less likely, or more likely, for no reason.
 
 So a dropped row has to stay out of the mean, of the variance and of the loss. `normalize` takes a mask for this:
 """

@@ -173,7 +173,7 @@ def gallery(
             axes.set_xticks(ticks + 0.5, ["final" if tick == 12 else str(tick) for tick in ticks])
             axes.set_yticks(np.array([0, 3, 6, 9]) + 0.5, ["0", "3", "6", "9"])
         top = grid[2 * (i // 4), i % 4]
-        top.set_title(f"“{titles[name]}”\n{CONSEQUENCES[name]}")
+        top.set_title(f"{titles[name]}\n{CONSEQUENCES[name]}")
         top.set_xlabel("s (step of the reward)")
         grid[2 * (i // 4) + 1, i % 4].set_xlabel("s (step of the value)")
     for axes in grid[:, 0]:
