@@ -6,6 +6,8 @@ import tomllib
 
 import pytest
 from support import pages, peers
+from support.laws import assert_close
+from support.oracle import oracle
 
 import gae_jax
 from gae_jax import _recursion, testing
