@@ -5,15 +5,15 @@ import io
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from jax import Array
 
-BACKENDS = ("spring", "generalized", "positional", "mjx")
-ENVIRONMENTS = (  # all of Brax's except swimmer, which fails with current versions of JAX
+Backend = Literal["spring", "generalized", "positional", "mjx"]
+Environment = Literal[  # all of Brax's except swimmer, which fails with current versions of JAX
     *("ant", "fast", "halfcheetah", "hopper", "humanoid", "humanoidstandup"),
     *("inverted_double_pendulum", "inverted_pendulum", "pusher", "reacher", "walker2d"),
-)
+]
 
 
 def make(config: Any) -> Any:

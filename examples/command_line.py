@@ -77,3 +77,8 @@ def require(extra: str, *modules: str) -> None:
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         refuse(f"{', '.join(missing)} not installed; run: pip install -e '.[{extra}]'")
+
+
+def refuse_missing(error: ModuleNotFoundError, extra: str) -> NoReturn:
+    """Says how to install what a script could not import."""
+    refuse(f"{error.name} is not installed; run: pip install -e '.[{extra}]'")
