@@ -58,12 +58,12 @@ class Config:
         """Raises ValueError where the options do not fit."""
         runs.check_ranges(self)
         if self.num_envs * self.num_steps > 2**22:
-            raise ValueError(f"num-envs × num-steps must be at most {2**22:,}; got {self.num_envs * self.num_steps:,}")
+            raise ValueError(f"--num-envs × --num-steps must be at most {2**22:,}; got {self.num_envs * self.num_steps:,}")
         if self.num_envs % (devices := self.devices or 1):
-            raise ValueError(f"devices must divide num-envs; got {devices} for {self.num_envs}")
+            raise ValueError(f"--devices must divide --num-envs; got {devices} for {self.num_envs}")
         if (rows := self.num_envs * self.num_steps // devices) % self.minibatches:
-            product = "num-envs × num-steps / devices"
-            raise ValueError(f"minibatches must divide {product}; got {self.minibatches} for {rows}")
+            product = "--num-envs × --num-steps / --devices"
+            raise ValueError(f"--minibatches must divide {product}; got {self.minibatches} for {rows}")
 
     @property
     def iterations(self) -> int:

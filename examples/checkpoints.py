@@ -71,7 +71,7 @@ def load(directory: pathlib.Path) -> Checkpoint:
         if checksum(checkpoint) != stored["about"]["checksum"]:  # Orbax itself restores flipped bits
             raise ValueError("wrong checksum")
     except Exception as error:
-        refuse(f"the checkpoint in {directory} is damaged, or not one of this program: {str(error)[:200]}")
+        refuse(f"the checkpoint in {directory} is damaged, or not one of this program: {str(error)[:100]}")
     sys.unraisablehook = unraisablehook
     return checkpoint
 

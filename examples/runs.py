@@ -1,7 +1,6 @@
 """A training run around its algorithm: options, devices, compilation, progress, evaluation, results."""
 
 import concurrent.futures
-import contextlib
 import csv
 import dataclasses
 import json
@@ -14,9 +13,9 @@ import signal
 import sys
 import threading
 import time
+import types
 import typing
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import brax_env
 import checkpoints
@@ -29,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Count = Annotated[int, (1, 1_000_000)]  # types of options, with the least and the largest value
+Count = Annotated[int, (1, 1_000_000)]  # types of options, each with its least and its largest value
 Steps = Annotated[int, (1, 1_000_000_000)]
 Seed = Annotated[int, (0, 2**32 - 1)]
 Devices = Annotated[int, (0, 4096)]
@@ -38,43 +37,26 @@ Positive = Annotated[float, (1e-12, 1e12)]
 
 COLUMNS = ("environment_steps", "episode_return", "episodes_finished", "steps_per_second")
 COLUMNS += ("policy_loss", "value_loss", "wall_seconds")  # of metrics.csv
-RESULTS = ("learning_curve.png", "metrics.csv", "config.json")
-REPLAY = ("replay.gif", "replay.html")
+RESULTS = ("learning_curve.png", "metrics.csv", "config.json", "replay.gif", "replay.html")
 SECONDS_BETWEEN_CHECKPOINTS = 5
 
 console = Console(highlight=False, soft_wrap=True)
-say = console.print
-mode = tyro.conf.create_mutex_group(required=False)
+mode, directory = tyro.conf.create_mutex_group(required=False), tyro.conf.arg(metavar="DIR")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What to do, and where. None of it changes the result."""
 
-    out: str | None = None  # directory for the results; by default runs/ENV-seedSEED
+    out: Annotated[str | None, directory] = None  # for the results; by default runs/ENV-seedSEED
     resume: Annotated[bool, mode] = False  # go on from the checkpoint in --out, with its options
     overwrite: Annotated[bool, mode] = False  # delete the run in --out and start anew
-    play: Annotated[str | None, mode] = None  # no training: evaluate the policy of the run in this directory
+    play: Annotated[str | None, directory, mode] = None  # no training: evaluate the policy of a run, draw an episode
 
     def __post_init__(self) -> None:
         """Raises ValueError for an empty name, which would be the current directory."""
         if "" in (self.out, self.play):
-            raise ValueError("a directory must have a name; got ''")
-
-    def directory(self, config: Any) -> pathlib.Path:
-        """Where the results go."""
-        return pathlib.Path(self.out or self.play or f"runs/{config.env}-seed{config.seed}")
-
-
-class Programs(NamedTuple):
-    """The compiled functions of the algorithm."""
-
-    agent: Any
-    state: Any  # shapes and shardings
-    reset: Any
-    act: Any
-    init: Any = None
-    learn: Any = None
+            raise ValueError("the name of a directory is empty")
 
 
 def main(description: str, config_type: type[Any], agent_type: type[Any]) -> None:
@@ -86,37 +68,15 @@ def main(description: str, config_type: type[Any], agent_type: type[Any]) -> Non
       agent_type: from a config and a batch of environments to the functions of an algorithm, as `brax_ppo.PPO`.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C quits at once
-    config, run, stored = read_options(description, config_type)
-    directory = run.directory(config)
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (run.resume or run.play):
-            clear(directory, run.overwrite)
-    say(f"{title(config)}, {config.num_envs} environments on {config.devices} devices")
-    with Display(TimeElapsedColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()) as display:
-        (play if run.play else train)(config, directory, stored, agent_type, display)
-
-
-class Display(Progress):
-    """A line with the time since its start and what happens; where there is no terminal, lines that stay."""
-
-    def __init__(self, *columns: ProgressColumn) -> None:
-        """Takes the columns of the line."""
-        super().__init__(*columns, console=console, disable=not console.is_terminal)
-        self.task = self.add_task("", total=None)
-
-    def note(self, text: str) -> None:
-        """Shows what happens now, for an unknown time."""
-        self.update(self.task, description=text, total=None)
-        if self.disable:
-            say(text)
-
-
-@contextlib.contextmanager
-def writing(directory: pathlib.Path) -> Iterator[None]:
-    """Refuses to go on where a file cannot be written."""
+    config, run, checkpoint = read_options(description, config_type)
+    directory = pathlib.Path(run.out or run.play or default_directory(config))
     try:
-        yield
+        directory.mkdir(parents=True, exist_ok=True)
+        if checkpoint is None:
+            clear(directory, run.overwrite)
+        columns = TimeElapsedColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+        with Display(*columns, console=console, disable=not console.is_terminal) as display:
+            (play if run.play else train)(config, directory, checkpoint, agent_type, display)
     except OSError as error:
         refuse(f"cannot write to {directory}: {error.strerror}")
 
@@ -126,32 +86,31 @@ def read_options(
 ) -> tuple[Any, Run, checkpoints.Checkpoint | None]:
     """Returns the options, and the checkpoint of the run that is resumed or played, whose options are the defaults."""
 
-    def read(default: Any) -> tuple[Any, Run]:
-        both: Any = tuple[tyro.conf.OmitArgPrefixes[config_type], tyro.conf.OmitArgPrefixes[Run]]
-        off = (tyro.conf.FlagCreatePairsOff,)
-        return tyro.cli(both, description=description, args=arguments, default=(default, Run()), config=off)
+    def read(config: Any) -> tuple[Any, Run]:
+        off = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+        fields: Any = [("options", config_type), ("run", Run)]
+        both: Any = dataclasses.make_dataclass("Options", fields)
+        read = tyro.cli(both, description=description, args=arguments, default=both(config, Run()), config=off)
+        return read.options, read.run
 
     config, run = read(config_type())
     if not (run.resume or run.play):
         return with_devices(config), run, None
-    source = pathlib.Path(run.play) if run.play else run.directory(config)
+    source = pathlib.Path(run.play or run.out or default_directory(config))
     checkpoint = checkpoints.load(source)
     try:
         stored = config_type(**checkpoint.config)
         iteration = int(checkpoint.arrays["iteration"])
         if not 0 <= iteration <= stored.iterations:
             raise ValueError(f"iteration must be from 0 to {stored.iterations}; got {iteration}")
-        if not (params := [x for name, x in checkpoint.arrays.items() if name.startswith("params.")]):
-            raise ValueError("there are no parameters")
-        if not all(np.isfinite(x).all() for x in params):
-            raise ValueError("the parameters of the policy are not finite")
+        if not all(np.isfinite(x).all() for name, x in checkpoint.arrays.items() if name.startswith("params.")):
+            raise ValueError("the parameters are not finite: the training diverged")
     except (KeyError, TypeError, ValueError) as error:
         refuse(f"the checkpoint in {source} cannot be used: {error}")
     config, run = read(stored)
-    for field in dataclasses.fields(config):
-        old, new = getattr(stored, field.name), getattr(config, field.name)
-        if old != new and not (run.play and field.name == "seed"):
-            refuse(f"--{field.name.replace('_', '-')}: the run in {source} has {old}; got {new}")
+    for name, old in checkpoint.config.items():
+        if getattr(config, name) != old and not (run.play and name == "seed"):
+            refuse(f"--{name.replace('_', '-')}: the run in {source} has {old}; got {getattr(config, name)}")
     return config, run, checkpoint
 
 
@@ -164,20 +123,25 @@ def check_ranges(config: Any) -> None:
         else:
             kind, (least, most) = wanted
             valid = type(value) is kind and least <= value <= most
-            wanted = f"{'a whole' if kind is int else 'a'} number from {least:,} to {most:,}"
+            wanted = f"{'a whole' if kind is int else 'a'} number from {least} to {most}"
         if not valid:
-            raise ValueError(f"{name.replace('_', '-')} must be {wanted}; got {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be {wanted}; got {value}")
 
 
 def with_devices(config: Any) -> Any:
-    """Returns the config with a number of devices: on CPUs by default one per core, at most 8, that divides the work."""
+    """Returns the config with a number of devices: by default one per CPU core, at most 8, that divides the work."""
     if config.devices:
         return config
-    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))  # accelerators are as many as there are
+    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
     most = jax.device_count() if jax.default_backend() == "cpu" else 1
     rows = config.num_envs * config.num_steps
-    fitting = [n for n in range(1, most + 1) if config.num_envs % n == 0 and rows // n % config.minibatches == 0]
+    fitting = (n for n in range(1, most + 1) if config.num_envs % n == 0 and rows // n % config.minibatches == 0)
     return dataclasses.replace(config, devices=max(fitting))
+
+
+def default_directory(config: Any) -> str:
+    """Where a run writes without `--out`."""
+    return f"runs/{config.env}-seed{config.seed}"
 
 
 def clear(directory: pathlib.Path, overwrite: bool) -> None:
@@ -186,93 +150,100 @@ def clear(directory: pathlib.Path, overwrite: bool) -> None:
         if not overwrite:
             refuse(f"{directory} has a run in it; --resume goes on with it, --overwrite deletes it")
         shutil.rmtree(directory / "checkpoints")
-    for name in (*RESULTS, *REPLAY):
+    for name in RESULTS:
         (directory / name).unlink(missing_ok=True)
 
 
-def title(config: Any) -> str:
-    """Names a run."""
-    return f"{config.env} ({config.backend}), seed {config.seed}"
+class Display(Progress):
+    """One line: the time since its start, and what happens. Where there is no terminal, the notes as lines."""
+
+    def __init__(self, *columns: ProgressColumn, **how: Any) -> None:
+        """Takes what `Progress` takes."""
+        super().__init__(*columns, **how)
+        self.line = self.add_task("", total=None)
+
+    def note(self, text: str) -> None:
+        """Shows what happens now."""
+        self.update(self.line, description=text)
+        if self.disable:
+            console.print(text)
 
 
-def compile_all(config: Any, agent_type: type[Any], display: Display, learning: bool = True) -> Programs:
-    """Compiles all programs at the same time, each as soon as it is traced."""
+def compile_programs(config: Any, agent_type: type[Any], display: Display, names: list[str]) -> Any:
+    """Compiles methods of the algorithm, all at the same time; returns them, the algorithm and its state's shapes."""
     jax.config.update("jax_num_cpu_devices", config.devices)  # other platforms have what they have
     if jax.device_count() < config.devices:
         refuse(f"--devices: there are {jax.device_count()}; got {config.devices}")
-    display.note("importing Brax")
+    display.note(f"{config.env} ({config.backend}), seed {config.seed}, {config.devices} devices: importing Brax")
     agent = agent_type(config, brax_env.make(config))
     # The environments are split over the devices; all else is replicated. The compiler derives the rest from these
     # shardings, such as the all-reduce of the gradients.
     mesh = Mesh(np.array(jax.devices()[: config.devices]), ("devices",))
-    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("devices"))
-    split_rollout = NamedSharding(mesh, PartitionSpec(None, "devices"))
+    replicated, split, split_rollout = (
+        NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("devices",), (None, "devices"))
+    )
     compiling = {}
 
     def start(name: str, shardings: Any, *arguments: Any) -> Any:
-        """Traces a function and begins to compile it; returns shapes and shardings of its results."""
-        display.note(f"compiling {', '.join([*compiling, name])}")
+        """Traces a method and begins to compile it; returns the shapes of its results."""
         traced = jax.jit(getattr(agent, name), out_shardings=shardings).trace(*arguments)
-        compiling[name] = pool.submit(traced.lower().compile)
-        return jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            traced.out_info,
-            jax.tree.broadcast(shardings, traced.out_info),
-        )
+        if name in names:
+            compiling[name] = pool.submit(traced.lower().compile)
+            display.note(f"compiling {', '.join(compiling)}")
+        shapes, shardings = traced.out_info, jax.tree.broadcast(shardings, traced.out_info)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         key = jax.ShapeDtypeStruct((2,), np.uint32, sharding=replicated)
         env = start("reset", split, key)
-        shapes = jax.eval_shape(agent.init, key, env)
-        state_shardings = type(shapes)(*[replicated] * len(shapes))._replace(env=split)
+        state_type = type(jax.eval_shape(agent.init, key, env))
+        state_shardings = state_type(*[replicated] * len(state_type._fields))._replace(env=split)
         state = start("init", state_shardings, key, env)
         _, rollout = start("act", (split, split_rollout), state, np.float32(1))
-        if learning:
+        if "learn" in names:
             start("learn", (state_shardings, replicated), state, env, rollout)
-    return Programs(agent, state, **{name: program.result() for name, program in compiling.items()})
+    return types.SimpleNamespace(agent=agent, state=state, **{k: x.result() for k, x in compiling.items()})
 
 
-def train(config: Any, directory: pathlib.Path, stored: Any, agent_type: type[Any], display: Display) -> None:
+def train(config: Any, directory: pathlib.Path, checkpoint: Any, agent_type: type[Any], display: Display) -> None:
     """Evaluates, trains, evaluates again, and writes the results."""
-    programs = compile_all(config, agent_type, display)
-    key, env_key, eval_key = keys(config)
+    programs = compile_programs(config, agent_type, display, ["reset", "init", "act", "learn"])
     display.note("evaluating the untrained policy")
-    state = programs.init(key, programs.reset(env_key))
+    key, env_key, eval_key = keys(config)
+    state, rows = programs.init(key, programs.reset(env_key)), []
     before, _ = evaluate(config, programs, state, eval_key)
-    say(f"before training: {describe(before)}")
-    rows = []
-    if stored:
-        state, rows = checkpoints.fill(programs.state, stored.arrays), stored.rows
-        state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, programs.state))
+    console.print(f"before training: {describe(before)}")
+    if checkpoint:
+        state, rows = restored(programs, checkpoint), checkpoint.rows
     state, rows = train_to_the_end(config, directory, programs, state, rows, display)
-    complete = int(state.iteration) == config.iterations
     display.note("evaluating the trained policy")
     after, film = evaluate(config, programs, state, eval_key)
-    say(f"after training: {describe(after)}")
+    console.print(f"after training: {describe(after)}")
     display.note("drawing")
-    with writing(directory):
-        curve = directory / "learning_curve.png"
-        replay.draw_curve(curve, f"PPO on {title(config)}", np.array(rows), before.mean(), after.mean())
-        with (directory / "metrics.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        (directory / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        replay.draw(directory, title(config), programs.agent.env.unwrapped, film)
-    say(f"written to {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
-    if not complete:
+    title = f"PPO on {config.env} ({config.backend}), seed {config.seed}"
+    replay.draw_curve(directory / "learning_curve.png", title, np.array(rows), before.mean(), after.mean())
+    replay.draw(directory, title, programs.agent.env.unwrapped, film)
+    with (directory / "metrics.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
+    (directory / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    console.print(f"written to {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
+    if int(state.iteration) < config.iterations:
         arguments = [x for x in sys.argv if x not in ("--resume", "--overwrite")]
-        say(f"to go on: {shlex.join([sys.executable, *arguments, '--resume'])}")
+        console.print(f"to go on: {shlex.join([sys.executable, *arguments, '--resume'])}")
 
 
-def play(config: Any, directory: pathlib.Path, stored: Any, agent_type: type[Any], display: Display) -> None:
+def play(config: Any, directory: pathlib.Path, checkpoint: Any, agent_type: type[Any], display: Display) -> None:
     """Evaluates the policy of a run, and draws an episode."""
-    programs = compile_all(config, agent_type, display, learning=False)
-    display.note("evaluating the policy")
-    state = jax.device_put(checkpoints.fill(programs.state, stored.arrays), jax.tree.map(lambda x: x.sharding, programs.state))
-    returns, film = evaluate(config, programs, state, keys(config)[2])
-    say(describe(returns))
-    display.note("drawing")
-    with writing(directory):
-        replay.draw(directory, title(config), programs.agent.env.unwrapped, film)
+    programs = compile_programs(config, agent_type, display, ["reset", "act"])
+    returns, film = evaluate(config, programs, restored(programs, checkpoint), keys(config)[2])
+    console.print(describe(returns))
+    replay.draw(directory, f"{config.env} ({config.backend})", programs.agent.env.unwrapped, film)
+
+
+def restored(programs: Any, checkpoint: Any) -> Any:
+    """Returns the state of a checkpoint, on the devices."""
+    state = checkpoints.fill(programs.state, checkpoint.arrays)
+    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, programs.state))
 
 
 def keys(config: Any) -> np.ndarray:
@@ -280,7 +251,7 @@ def keys(config: Any) -> np.ndarray:
     return np.asarray(jax.random.split(jax.random.PRNGKey(config.seed), 3))  # of the old kind: Brax takes no other
 
 
-def evaluate(config: Any, programs: Programs, state: Any, key: np.ndarray) -> tuple[np.ndarray, replay.Film]:
+def evaluate(config: Any, programs: Any, state: Any, key: np.ndarray) -> tuple[np.ndarray, replay.Film]:
     """Plays one episode in every environment, without noise; returns the returns, and a film of the first episode."""
     env, pieces = programs.reset(key), []
     for _ in range(math.ceil(config.episode_length / config.num_steps)):
@@ -298,13 +269,9 @@ def describe(returns: np.ndarray) -> str:
 
 
 def train_to_the_end(
-    config: Any, directory: pathlib.Path, programs: Programs, state: Any, rows: list[list[float]], display: Display
+    config: Any, directory: pathlib.Path, programs: Any, state: Any, rows: list[list[float]], display: Display
 ) -> tuple[Any, list[list[float]]]:
-    """Trains, reports and saves, until the end or the first Ctrl-C; the second quits at once.
-
-    Returns:
-      The state and the reports at the end, in the columns of metrics.csv.
-    """
+    """Trains, reports and saves, until the end or the first Ctrl-C; the second quits at once."""
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
@@ -314,7 +281,7 @@ def train_to_the_end(
 
     signal.signal(signal.SIGINT, interrupt)
     done, total, saved = int(state.iteration), config.iterations, -math.inf
-    say(f"training from iteration {done} to {total}; Ctrl-C ends the training early")
+    display.note(f"training from iteration {done} to {total}; Ctrl-C ends the training early")
     with checkpoints.manager(directory) as manager:
         while done < total and not interrupted.is_set():
             start, tenth, metrics = time.perf_counter(), done * 10 // total, []
@@ -324,14 +291,14 @@ def train_to_the_end(
                 metrics.append(one)
             metrics, done = jax.device_get(metrics), done + len(metrics)
             rows = [*rows, report(config, done, rows, metrics, time.perf_counter() - start)]
-            now = time.perf_counter()
-            if done == total or interrupted.is_set() or now - saved > SECONDS_BETWEEN_CHECKPOINTS:
+            now, stop = time.perf_counter(), done == total or interrupted.is_set()
+            if stop or now - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 checkpoints.save(manager, done, dataclasses.asdict(config), rows, state)
                 saved = now
             text = f"{rows[-1][0]:,} steps, return {rows[-1][1]:,.1f}, {rows[-1][3]:,.0f} steps/s"
-            display.update(display.task, completed=done, total=total, description=text)
+            display.update(display.line, completed=done, total=total, description=text)
             if display.disable and done * 10 // total > tenth:
-                say(f"{done / total:4.0%}: {text}")
+                console.print(f"{done / total:4.0%}: {text}")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return state, rows
 
