@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import subprocess
 import sys
 
@@ -108,9 +109,15 @@ def test_another_kind_of_checkpoint_is_one_line(saved, capsys):
         assert "it is not one of this program" in line_of(checkpoints.fill, TREE | change, arrays, capsys=capsys)
 
 
-def test_a_checkpoint_that_cannot_be_written_is_one_line(saved, capsys):
+def test_a_full_disk_keeps_the_checkpoint_of_before(saved, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with checkpoints.manager(saved) as manager:
-        complaint = line_of(checkpoints.save, manager, 3, CONFIG, [], TREE, capsys=capsys)  # the step is there
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
+        try:
+            large = TREE | {"more": np.random.default_rng(0).random(10_000)}
+            complaint = line_of(checkpoints.save, manager, 4, {}, [], large, capsys=capsys)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "cannot save a checkpoint" in complaint
     assert checkpoints.load(saved).config == CONFIG
 
