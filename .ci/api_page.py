@@ -62,15 +62,15 @@ def upright(word: re.Match[str]) -> str:
     return r"\mathrm{" + word[0].replace("_", r"\_") + "}"
 
 
-def public_names() -> list[str]:
+def public_names(package: types.ModuleType) -> list[str]:
     """What the package exports, and its public modules."""
-    private = {name for name, value in vars(gae_jax).items() if isinstance(value, types.ModuleType)} - {"testing"}
-    return [name for name in vars(gae_jax) if not name.startswith("_") and name not in private]
+    return [name for name in vars(package) if not name.startswith("_")]
 
 
 def main() -> None:
     """Writes the pages."""
-    gae_jax.__all__ = public_names()
+    for package in (gae_jax, gae_jax.testing):
+        package.__all__ = public_names(package)
     to_markdown = pdoc.render.env.filters["to_markdown"]
 
     @jinja2.pass_context
@@ -81,7 +81,7 @@ def main() -> None:
     inspect.formatannotation = pdoc.doc.formatannotation = with_short_names
     pdoc.render.configure(docformat="google", math=True)
     directory = pathlib.Path(sys.argv[1])
-    pdoc.pdoc("gae_jax", r"!gae_jax\._", output_directory=directory)
+    pdoc.pdoc("gae_jax", r"!.*\._", output_directory=directory)
     print(f"wrote {directory / 'gae_jax.html'}")
 
 

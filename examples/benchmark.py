@@ -2,64 +2,56 @@
 
     python examples/benchmark.py
     python examples/benchmark.py --shapes 128x4096 1024x64 --seconds 5 --json times.json --picture times.png
-    python examples/benchmark.py --cells h100                    # the shapes of published figures for an H100
+    python examples/benchmark.py --gradient                              # the gradients of gae and of a plain lax.scan
     python examples/benchmark.py --implementations rlax --against ../gae_jax-of-last-week
+    python examples/benchmark.py --cells h100 --part 1/4 --json 1.json   # a quarter of the published shapes
+    python examples/benchmark.py --cells h100 --read 1.json 2.json 3.json 4.json    # measures nothing: one table of all
 
 Two times are measured for each contender. "call" is the time from Python to the finished result, with dispatch and the
 allocation of the result. "device" is the time of one call inside a program of many calls. In that program each call
 waits for the one before, and the time of the same program without the calls is subtracted. Where the arrays fit into
 caches, the next call finds them there. Contenders outside JAX have no device time.
 
-The contenders are `gae` in each implementation, other estimators for JAX, and on CPUs NumPy, numba and torch. "one
-pass" is the floor: it reads the inputs of `gae` and writes one output. Where one pass takes less than twice the time
-that it takes at 2 × 2, dispatch decides and the floor is none: the table has "dispatch" there instead of a ratio.
+The contenders are `gae` in each implementation, other estimators for JAX, and on CPUs NumPy and numba. "one pass" is
+the floor: it reads the inputs of `gae` and writes one output. Where one pass takes less than twice the time that it
+takes at 2 × 2, dispatch decides and the floor is none: the table has "dispatch" there instead of a ratio.
 
 The inputs are float32 and bool. Each contender has its own arrays, in the layout that its users have. Each returns the
-advantages alone, except "gae, both outputs" and torchrl, which return the targets too. The result of every contender is
-compared with a float64 loop before the timing. Times are medians over interleaved runs, so that a change of the
-machine's speed affects all contenders: the ratios are more reliable than the times.
+advantages alone, except "gae, both outputs", which returns the targets too. With --gradient, each returns the gradient
+of Σ A² with respect to rewards, values, V(s_T) and λ. The result of every contender is compared with a float64 loop
+before the timing. Times are medians over interleaved runs, so that a change of the machine's speed affects all
+contenders: the ratios are more reliable than the times.
 """
 
 import argparse
 import contextlib
 import functools
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import benchmark_tables as tables
+import command_line
 import contenders
 import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark_tables import Numbers, Shape
-from command_line import Parser, positive, refuse, require
-from contenders import ARRAYS, BEFORE, CONTENDERS, FLOOR, OURS, Contender
+from command_line import file_to_write, refuse
+from contenders import ARRAYS, BEFORE, CONTENDERS, FLOOR, GRADIENTS, OURS, PLAIN, Contender
 from jax import Array, lax
 
-SHAPES = ((16, 32), (64, 64), (16, 32768), (128, 4096), (2048, 64), (2048, 2048), (16384, 16), (131072, 4))
+SHAPES = ((16, 32), (16, 32768), (64, 64), (128, 4096), (2048, 64), (2048, 2048), (16384, 16), (131072, 4))
+BYTES = 300  # of memory for each entry of a shape, with all contenders
 ROUNDS = 1000  # more runs change no median
-MANY, LONG = 200, 0.05  # calls inside one program, at most; and seconds that they may take together
-LARGE, AGREEMENT = 2**20, 1.5  # entries of a large shape; and the factor within which the two times agree there
-PACKAGES = ("jax", "jaxlib", "rlax", "brax", "stoix", "numpy", "numba", "tianshou", "torch", "torchrl")
-
-
-class Runnable(NamedTuple):
-    """A contender that is ready to be timed at one shape."""
-
-    call: Callable[[], Any]
-    loop: Callable[[], Any] | None  # `repeats` calls in one program; None outside JAX
-    waiting: Callable[[], Any] | None  # the same program without the calls
-    repeats: int
-    compile_s: float | None
-    quick: bool
+MANY, LONG, SLOW = 200, 0.05, 0.5  # calls inside one program, at most; their seconds; seconds of a call run three times
+PACKAGES = ("jax", "jaxlib", "rlax", "brax", "numpy", "numba")
 
 
 def repeated(function: Callable[..., Any], repeats: int, calls: bool = True) -> Callable[..., Any]:
@@ -69,13 +61,8 @@ def repeated(function: Callable[..., Any], repeats: int, calls: bool = True) -> 
     compiler has to wait for it, and cannot take any array for a constant of the loop. (Optimization barriers alone do
     not suffice: the compilers for CPUs and TPUs remove the barriers and then move the calls out of the loop.)
 
-    Args:
-      function: of arrays, returns a tree of arrays.
-      repeats: the number of calls.
-      calls: without the calls, the program does only what it does beside them.
-
-    Returns:
-      A function of the same arrays that returns the output of the last call, and the first entry of each array.
+    The program takes the arrays of the function, and returns the output of the last call and the first entry of each
+    array. Without `calls`, it does only what it does beside the calls.
     """
 
     def program(*arrays: Array) -> tuple[Any, list[Array]]:
@@ -97,12 +84,6 @@ def repeated(function: Callable[..., Any], repeats: int, calls: bool = True) -> 
     return program
 
 
-def loop_and_waiting(function: Callable[..., Any], repeats: int, arrays: list[Any]) -> list[Callable[[], Any]]:
-    """Compiles the program of many calls, and the same program without the calls."""
-    programs = (jax.jit(repeated(function, repeats, calls)).lower(*arrays).compile() for calls in (True, False))
-    return [functools.partial(program, *arrays) for program in programs]
-
-
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     """Returns the seconds and the output of a call."""
     start = time.perf_counter()
@@ -110,67 +91,68 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, output
 
 
-def make_runnable(name: str, contender: Contender, rollout: dict[str, np.ndarray], want: np.ndarray) -> Runnable:
-    """Compiles and checks a contender."""
-    function, arrays = contenders.prepare(contender, rollout)
-    if contender.layout != "JAX":
-        seconds, output = timed(functools.partial(function, *arrays))
-        contenders.check(contender, name, output, want)
-        return Runnable(functools.partial(function, *arrays), None, None, 1, None, seconds < 0.5)
-    jax.clear_caches()  # a trace of an earlier contender would shorten the compilation
-    start = time.perf_counter()
-    call = functools.partial(jax.jit(function).lower(*arrays).compile(), *arrays)
-    compile_s = time.perf_counter() - start
-    contenders.check(contender, name, call(), want)
-    seconds, _ = timed(call)
-    repeats = min(MANY, max(4, int(LONG / seconds)))
-    loop, waiting = loop_and_waiting(function, repeats, arrays)
-    contenders.check(contender, name, loop()[0], want)
-    return Runnable(call, loop, waiting, repeats, compile_s, seconds < 0.5)
-
-
-def measure(
-    shape: Shape, chosen: dict[str, Contender], seconds: float, report: Callable[[str, float], None]
-) -> Numbers:
-    """Compiles, checks and times contenders at one shape.
-
-    Args:
-      shape: T and N.
-      chosen: the contenders by name.
-      seconds: time for the quick ones; every contender has three rounds, however slow.
-      report: takes what is going on, and the share of the work that is done.
+def make_runs(
+    name: str, contender: Contender, rollout: dict[str, np.ndarray], want: tuple[np.ndarray, ...]
+) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
+    """Compiles and checks a contender.
 
     Returns:
-      The numbers of each contender, as --json writes them.
+      What to time: "call"; in JAX also "loop", many calls in one program, and "waiting", the same without the calls.
+      The number of calls in that program, and what the compilation of a call took.
     """
-    title, rollout = f"{shape[0]} × {shape[1]}", contenders.random_rollout(*shape)
+    function, arrays = contenders.prepare(contender, rollout)
+    call, in_jax = functools.partial(function, *arrays), contender.library is jnp
+    costs: dict[str, Any] = dict.fromkeys(("compile_s", "trace_s", "scratch_bytes"))
+    if in_jax:
+        jax.clear_caches()  # a trace of an earlier contender would shorten the compilation
+        costs["trace_s"], lowered = timed(lambda: jax.jit(function).lower(*arrays))
+        seconds, program = timed(lowered.compile)
+        costs["compile_s"] = costs["trace_s"] + seconds
+        costs["scratch_bytes"] = program.memory_analysis().temp_size_in_bytes
+        call = functools.partial(program, *arrays)
+    contenders.check(name, call(), want)
+    costs["calls_in_one_program"] = repeats = min(MANY, max(4, int(LONG / timed(call)[0]))) if in_jax else 1
+    runs = {"call": call}
+    for part, calls in (("loop", True), ("waiting", False)) if in_jax else ():
+        program = jax.jit(repeated(function, repeats, calls)).lower(*arrays).compile()
+        runs[part] = functools.partial(program, *arrays)
+    if in_jax:
+        contenders.check(name, runs["loop"]()[0], want)
+    return runs, costs
+
+
+def measure(shape: Shape, chosen: dict[str, Contender], seconds: float, report: Callable[[str], None]) -> Numbers:
+    """Compiles, checks and times contenders at one shape: the quick ones for `seconds`, all of them three times.
+
+    `report` takes what is going on, once for each contender and once for the timing.
+    """
+    rollout = contenders.random_rollout(*shape)
     arrays = [rollout[name] for name in ARRAYS.split()]
-    want = contenders.numpy_loop(*(x if x.dtype == bool else x.astype(np.float64) for x in arrays))
-    runnable = {}
-    for i, (name, contender) in enumerate(chosen.items()):
-        report(f"{title}: compiling and checking {name}", i / len(chosen) / 2)
-        runnable[name] = make_runnable(name, contender, rollout, want)
-    parts = [(name, part) for name, x in runnable.items() for part in ("call", "loop", "waiting") if getattr(x, part)]
-    quick = [(name, part) for name, part in parts if runnable[name].quick]
-    times: dict[tuple[str, str], list[float]] = {part: [] for part in parts}
-    start, rounds = time.perf_counter(), 0
-    while rounds < 3 or (quick and rounds < ROUNDS and time.perf_counter() < start + seconds):
-        running = parts if rounds < 3 else quick
+    reference = contenders.numpy_gradient if PLAIN in chosen else contenders.numpy_loop
+    want = reference(*(x if x.dtype == bool else x.astype(np.float64) for x in arrays))
+    runs, costs = {}, {}
+    for name, contender in chosen.items():
+        report(f"{shape[0]} × {shape[1]}: compiling and checking {name}")
+        runs[name], costs[name] = make_runs(name, contender, rollout, want if isinstance(want, tuple) else (want,))
+    report(f"{shape[0]} × {shape[1]}: timing")
+    times: dict[tuple[str, str], list[float]] = {(name, part): [] for name in runs for part in runs[name]}
+    running, end = list(times), 0.0
+    for done in range(ROUNDS):
+        if done == 3:
+            running = [(name, part) for name, part in times if times[name, "call"][0] < SLOW]
+            end = time.perf_counter() + seconds
+        if done >= 3 and time.perf_counter() > end:
+            break
         for name, part in random.sample(running, len(running)):  # each leaves the next one cold caches, busy threads
-            times[name, part].append(timed(getattr(runnable[name], part))[0])
-        rounds += 1
-        start = time.perf_counter() if rounds == 3 else start
-        share = max(rounds / ROUNDS, (time.perf_counter() - start) / (seconds + 1e-9))
-        report(f"{title}: timing", 0.5 + min(share, 1) / 2)
-    medians = {part: float(np.median(x)) for part, x in times.items()}
-    floor, gae = medians[FLOOR, "call"], medians[OURS, "call"]
+            times[name, part].append(timed(runs[name][part])[0])
+    medians = {key: float(np.median(x)) for key, x in times.items()}
     numbers: Numbers = {}
-    for name, x in runnable.items():
+    for name, x in costs.items():
         call, device = medians[name, "call"], None
-        if x.loop:
-            device = max(0.0, medians[name, "loop"] - medians[name, "waiting"]) / x.repeats
-        numbers[name] = {"call_s": call, "device_s": device, "calls_in_one_program": x.repeats}
-        numbers[name] |= {"compile_s": x.compile_s, "over_floor": call / floor, "over_gae": call / gae}
+        if (name, "loop") in medians:
+            device = max(0.0, medians[name, "loop"] - medians[name, "waiting"]) / x["calls_in_one_program"]
+        over = {"over_floor": call / medians[FLOOR, "call"], "over_gae": call / medians[OURS, "call"]}
+        numbers[name] = {"call_s": call, "device_s": device, **x, **over}
     return numbers
 
 
@@ -187,143 +169,106 @@ def machine() -> dict[str, Any]:
     return {"device": device, "platform": jax.default_backend(), "cores": os.cpu_count(), "versions": versions}
 
 
-def read_shape(text: str) -> Shape:
-    """Reads "128x4096"."""
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"must be steps x workers, such as 128x4096; got {text}")
-    return int(found[1]), int(found[2])
+def two_numbers(separator: str, wanted: str) -> Callable[[str], tuple[int, int]]:
+    """Returns the `type` of an option that takes two whole numbers with a separator between them."""
+
+    def read(text: str) -> tuple[int, int]:
+        if not (found := re.fullmatch(rf"([1-9]\d*){separator}([1-9]\d*)", text)):
+            raise argparse.ArgumentTypeError(f"must be {wanted}; got {text}")
+        return int(found[1]), int(found[2])
+
+    return read
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the options, checked before anything takes time."""
-    parser = Parser(__doc__ or "")
-    names = "; ".join(CONTENDERS)
-    text = f"only contenders with one of these in the name, beside {OURS!r} and {FLOOR!r}, of: {names}"
+    parser, names = command_line.Parser(__doc__ or ""), "; ".join(CONTENDERS)
+    shape, part = two_numbers("x", "steps x workers, such as 128x4096"), two_numbers("/", "part/parts, such as 1/4")
     shapes = parser.add_mutually_exclusive_group()
-    shapes.add_argument("--shapes", nargs="+", type=read_shape, metavar="TxN", help="steps x workers")
+    shapes.add_argument("--shapes", nargs="+", type=shape, metavar="TxN", help="steps x workers")
     shapes.add_argument("--cells", choices=["h100"], help="the shapes with published figures, and the figures")
-    parser.add_argument("--seconds", type=positive, default=10.0, help="time for the timing of each shape")
+    parser.add_argument("--part", type=part, default=(1, 1), metavar="K/M", help="every M-th shape, from the K-th on")
+    parser.add_argument("--seconds", type=command_line.positive, default=10.0, help="time for the timing of each shape")
+    text = f"only contenders with one of these in the name, beside {OURS!r} and {FLOOR!r}, of: {names}"
     parser.add_argument("--implementations", nargs="+", default=[""], metavar="PART", help=text)
+    parser.add_argument("--gradient", action="store_true", help="time the gradients of gae and of a plain lax.scan")
     text = "a checkout of another version of this package, which is timed too"
     parser.add_argument("--against", type=pathlib.Path, metavar="PATH", help=text)
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="where to write all numbers")
-    parser.add_argument("--picture", type=pathlib.Path, metavar="FILE.png", help="where to draw the numbers")
-    text = f"fail unless both times of gae agree within a factor of {AGREEMENT} at shapes of {LARGE:,} entries or more"
-    parser.add_argument("--check", action="store_true", help=text)
+    parser.add_argument("--json", type=file_to_write(), metavar="FILE", help="where to write all numbers")
+    text = "where to draw the numbers"
+    parser.add_argument("--picture", type=file_to_write(".png", ".pdf", ".svg"), metavar="FILE.png", help=text)
+    text = "measure nothing; print, draw and merge what --json wrote on one machine"
+    parser.add_argument("--read", nargs="+", type=pathlib.Path, metavar="FILE", help=text)
     options = parser.parse_args(arguments)
     if not all(any(part in name for name in CONTENDERS) for part in options.implementations):
         refuse(f"--implementations: each must be part of one of these: {names}")
-    for option, path in (("--json", options.json), ("--picture", options.picture)):
-        if path and not path.parent.is_dir():
-            refuse(f"{option}: there is no directory {path.parent}")
-    if options.picture and options.picture.suffix not in (".png", ".pdf", ".svg"):
-        refuse(f"--picture: the name must end in .png, .pdf or .svg; got {options.picture}")
     if options.against and not (options.against / "gae_jax" / "__init__.py").is_file():
         refuse(f"--against: there is no package gae_jax in {options.against}")
     options.shapes = list(tables.published()) if options.cells else options.shapes or list(SHAPES)
-    if options.check and not any(is_large(shape) for shape in options.shapes):
-        refuse(f"--check: none of the shapes has {LARGE:,} entries")
+    first, parts = options.part
+    if first > min(parts, len(options.shapes)):
+        refuse(f"--part: there is no part {first}/{parts} of {len(options.shapes)} shapes")
+    options.shapes = options.shapes[first - 1 :: parts]
+    for steps, workers in () if options.read else options.shapes:
+        command_line.require_memory(steps * workers * BYTES, f"--shapes: {steps}x{workers}")
     return options
 
 
-def is_large(shape: Shape) -> bool:
-    """Tells whether dispatch is a small part of the time of a call."""
-    return shape[0] * shape[1] >= LARGE
-
-
-def choose(options: argparse.Namespace) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Returns the contenders to time, and why others are left out."""
-    parts = options.implementations
-    chosen = {name: x for name, x in CONTENDERS.items() if name in (OURS, FLOOR) or any(part in name for part in parts)}
+def choose(options: argparse.Namespace) -> dict[str, Contender]:
+    """Returns the contenders to time, and prints in one line which others are not installed or not for this machine."""
+    every, parts = GRADIENTS if options.gradient else CONTENDERS, options.implementations
+    chosen = {k: x for k, x in every.items() if k in (OURS, PLAIN, FLOOR) or any(part in k for part in parts)}
     if options.against:
-        other = Contender(functools.partial(contenders.before, contenders.load_checkout(options.against)))
-        chosen = {OURS: chosen.pop(OURS), BEFORE: other} | chosen
+        gae = functools.partial(contenders.advantages_of, contenders.load_checkout(options.against))
+        before = chosen[OURS]._replace(function=contenders.gradient_of(gae) if options.gradient else gae)
+        chosen = {OURS: chosen.pop(OURS), BEFORE: before, **chosen}
     left_out = {name: reason for name, x in chosen.items() if (reason := contenders.why_not(x, name))}
-    return {name: x for name, x in chosen.items() if name not in left_out}, left_out
+    if left_out:
+        print("left out:", "; ".join(f"{name} ({' '.join(reason.split())})" for name, reason in left_out.items()))
+    return {name: x for name, x in chosen.items() if name not in left_out}
 
 
 @contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable[[str, float], None]]:
-    """Yields a function that shows what is going on. The display is redrawn between runs, never during one."""
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Yields a function that shows the next piece of work. The display is redrawn between runs, never during one."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
-    columns, console = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()), Console(stderr=True)
-    how: dict[str, Any] = {"transient": True, "auto_refresh": False, "disable": not console.is_terminal}
-    with Progress(*columns, console=console, **how) as bar:
-        task, shown = bar.add_task("", total=total), 0.0
-
-        def report(what: str, done: float) -> None:
-            nonlocal shown
-            if what != bar.tasks[task].description or time.perf_counter() > shown + 0.2:
-                bar.update(task, description=what, completed=done, refresh=True)
-                shown = time.perf_counter()
-
-        yield report
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda what: bar.update(task, description=what, advance=1, refresh=True)
 
 
-def report_from(report: Callable[[str, float], None], done: int, what: str, share: float) -> None:
-    """Reports the share of the work at one shape after the shapes that are done."""
-    report(what, done + share)
+def measure_all(options: argparse.Namespace) -> tuple[dict[str, Any], dict[Shape, Numbers]]:
+    """Times all contenders; prints and writes the numbers of each shape at once, so that a stopped run leaves them."""
+    jax.config.update("jax_enable_compilation_cache", False)  # time what a first run compiles
+    about, results = machine(), {}
+    print(f"{tables.title(about)}; {', '.join(f'{name} {version}' for name, version in about['versions'].items())}")
+    chosen = choose(options)
+    with progress((len(options.shapes) + 1) * (len(chosen) + 1)) as report:
+        tiny = measure((2, 2), chosen, min(0.5, options.seconds), report)  # pays the costs of a first run, too
+        about["dispatch_s"] = tiny[FLOOR]["call_s"]
+        for shape in options.shapes:
+            results[shape] = measure(shape, chosen, options.seconds, report)
+            print(tables.all_contenders(shape, results[shape]), flush=True)
+            if options.json:
+                tables.write(options.json, about, results)
+    return about, results
 
 
 def main() -> None:
-    """Times all contenders at every shape, prints tables, and writes and draws the numbers."""
+    """Measures, or reads what was measured; prints tables, and writes and draws the numbers."""
     options = read_options()
-    require("benchmark", "rich", *(["matplotlib"] if options.picture else []))
-    jax.config.update("jax_enable_compilation_cache", False)  # time what a first run compiles
-    about, (chosen, left_out) = machine(), choose(options)
-    title = f"{about['device']}, {about['cores']} cores, float32"
-    print(f"{title}; {', '.join(f'{name} {version}' for name, version in about['versions'].items())}")
-    for name, reason in left_out.items():
-        print(f"left out: {name} ({' '.join(reason.split())})")
-    results: dict[Shape, Numbers] = {}
-    with progress(len(options.shapes)) as report:
-        tiny = measure((2, 2), chosen, 0.5, lambda *_: report("warming up", 0.0))  # and costs of a first run
-        about["dispatch_s"] = tiny[FLOOR]["call_s"]
-        for done, shape in enumerate(options.shapes):
-            report_shape = functools.partial(report_from, report, done)
-            results[shape] = measure(shape, chosen, options.seconds, report_shape)
-            print(tables.all_contenders(shape, results[shape]), flush=True)
-    print(tables.summary(results, about["dispatch_s"]))
+    command_line.require("benchmark", "rich", *(["matplotlib"] if options.picture else []))
+    about, results = tables.read(options.read) if options.read else measure_all(options)
+    print(tables.gradients(results) if PLAIN in next(iter(results.values())) else tables.summary(results, about))
     if options.cells:
         print(tables.beside_published(results))
     if options.json:
-        by_shape = {"{}x{}".format(*shape): numbers for shape, numbers in results.items()}
-        options.json.write_text(json.dumps(about | {"shapes": by_shape}, indent=2) + "\n")
+        tables.write(options.json, about, results)
     if options.picture:
-        tables.draw(results, f"{title}; jax {jax.__version__}", options.picture)
-    if options.check:
-        check_agreement(options.shapes)
-
-
-def check_agreement(shapes: Sequence[Shape]) -> None:
-    """Refuses the device time of `gae` on a CPU unless it agrees with the time of a call at large shapes.
-
-    Both are processor times here, since other processes on the machine lengthen those less. The calls write into the
-    memory of an earlier output, as calls inside a program do. (Other calls take new memory from the operating system,
-    which at large shapes costs more on a CPU than `gae` itself.)
-    """
-    for shape in filter(is_large, shapes):
-        function, arrays = contenders.prepare(CONTENDERS[OURS], contenders.random_rollout(*shape))
-        into = jax.jit(lambda _, *x, function=function: function(*x), donate_argnums=0, keep_unused=True)
-        output, repeats = function(*arrays), 10
-        loop, waiting = loop_and_waiting(function, repeats, arrays)
-        calls, loops, waits = [], [], []
-        for _ in range(20):
-            start = time.process_time()
-            for _ in range(repeats):
-                output = jax.block_until_ready(into(output, *arrays))
-            calls.append(time.process_time() - start)
-            for program, times in ((loop, loops), (waiting, waits)):
-                start = time.process_time()
-                jax.block_until_ready(program())
-                times.append(time.process_time() - start)
-        ratio = np.median(calls) / (np.median(loops) - np.median(waits))
-        print(f"{shape[0]} × {shape[1]}: call / device = {ratio:.2f}", flush=True)
-        if not 1 / AGREEMENT < ratio < AGREEMENT:
-            refuse(f"--check: at {shape[0]} × {shape[1]} the two times differ by more than a factor of {AGREEMENT}")
+        tables.draw(results, f"{tables.title(about)}; jax {about['versions']['jax']}", options.picture)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from command_line import require
 from jax import Array
+
+require("examples", "brax", "flax", "matplotlib", "optax", "orbax", "PIL", "rich", "tyro")
 
 Backend = Literal["spring", "generalized", "positional", "mjx"]
 Environment = Literal[  # all of Brax's except swimmer, which fails with current versions of JAX

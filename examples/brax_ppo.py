@@ -14,30 +14,25 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-import command_line
+import brax_env
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import runs
+from jax import Array, lax
+from jax.scipy.stats import norm
+from runs import Count, Devices, Fraction, Positive, Seed, Steps
 
-try:
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
-    import optax
-    import runs
-    from brax_env import Backend, Environment
-    from jax import Array, lax
-    from jax.scipy.stats import norm
-    from runs import Count, Devices, Fraction, Positive, Seed, Steps
-
-    from gae_jax import gae, normalize
-except ModuleNotFoundError as error:
-    command_line.refuse_missing(error, "examples")
+from gae_jax import gae, normalize
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Everything that decides the result of a run. Each field is an option of the command line."""
 
-    env: Environment = "ant"  # environment
-    backend: Backend = "spring"  # physics
+    env: brax_env.Environment = "ant"  # environment
+    backend: brax_env.Backend = "spring"  # physics
     seed: Seed = 0  # of all random numbers
     num_envs: Count = 64  # environments that run side by side
     steps: Steps = 1_048_576  # environment steps of the run, over all environments; rounded up to whole iterations

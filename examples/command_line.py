@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import math
+import os
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -50,18 +52,25 @@ def number(kind: Callable[[str], Any], wanted: str, valid: Callable[[Any], bool]
 
 count = number(int, "a whole number, at least 1", lambda x: x >= 1)
 index = number(int, "a whole number, at least 0", lambda x: x >= 0)
-seed_number = number(int, "a whole number from 0 to 2^32 - 1", lambda x: 0 <= x < 2**32)
-positive = number(float, "a positive number", lambda x: 0 < x < math.inf)
 fraction = number(float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+positive = number(float, "a positive number", lambda x: 0 < x < math.inf)
 
 
-def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
-    """Returns the `type` of an option that takes one of some words."""
+def file_to_write(*suffixes: str) -> Callable[[str], pathlib.Path]:
+    """Returns the `type` of an option that names a file to write; the name ends in one of the suffixes, if any."""
 
-    def read(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}; got {text}")
-        return text
+    def read(text: str) -> pathlib.Path:
+        path = pathlib.Path(text)
+        if suffixes and path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"the name must end in {' or '.join(suffixes)}; got {text!r}")
+        try:  # only an attempt finds all that prevents it, such as a name that is too long
+            existed = path.exists()
+            path.open("ab").close()
+            if not existed:
+                path.unlink()
+        except OSError as error:
+            raise argparse.ArgumentTypeError(f"cannot write {text!r}: {error.strerror}") from error
+        return path
 
     return read
 
@@ -76,9 +85,15 @@ def require(extra: str, *modules: str) -> None:
     """Refuses to go on without the modules of an extra; call it before importing them."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        refuse(f"{', '.join(missing)} not installed; run: pip install -e '.[{extra}]'")
+        target = f"'.[{extra}]'" if extra else "."
+        refuse(f"{', '.join(missing)} not installed; run: pip install -e {target}")
 
 
-def refuse_missing(error: ModuleNotFoundError, extra: str) -> NoReturn:
-    """Says how to install what a script could not import."""
-    refuse(f"{error.name} is not installed; run: pip install -e '.[{extra}]'")
+def require_memory(needed: int, what: str) -> None:
+    """Refuses what needs more bytes than this machine has."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+    if needed > memory:
+        refuse(f"{what} needs {needed >> 30:,} GiB of memory; this machine has {memory >> 30:,} GiB")
+
+
+require("", "gae_jax", "jax", "chex")  # each script imports this module before it imports any of them

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import command_line  # before the packages that it asks for
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,7 @@ from jax import Array, lax
 import gae_jax
 
 GAMMA, LAMBDA = 0.99, 0.95
-OURS, BEFORE, FLOOR = "gae", "gae, the other checkout", "one pass"
+OURS, BEFORE, PLAIN, FLOOR = "gae", "gae, the other checkout", "plain lax.scan", "one pass"
 ARRAYS = "rewards values terminated last_value"
 
 
@@ -27,21 +28,39 @@ class Contender(NamedTuple):
 
     function: Callable[..., Any]  # of the import that it needs, if any, and of the arrays
     arrays: str = ARRAYS  # names in `random_rollout`
-    layout: str = "JAX"
+    library: Any = jnp  # of its arrays
     needs: str | None = None  # an import: "module.name"
 
 
-def ours(rewards: Array, values: Array, terminated: Array, last_value: Array, *, both: bool = False, **how: Any) -> Any:
-    """`gae`. Without `both`, the compiler leaves out the targets."""
-    output = gae_jax.gae(rewards, values, terminated, gamma=GAMMA, lambda_=LAMBDA, bootstrap_value=last_value, **how)
-    return output if both else output.advantages
+def advantages_of(
+    package: Any, r: Array, v: Array, ends: Array, last_value: Array, lambda_: Any = LAMBDA, **how: Any
+) -> Array:
+    """The advantages of `gae`, of this package or of another checkout. The compiler leaves out the targets."""
+    return package.gae(r, v, ends, gamma=GAMMA, lambda_=lambda_, bootstrap_value=last_value, **how).advantages
 
 
-def before(package: Any, *arrays: Array) -> Array:
-    """`gae` of another checkout of this package."""
-    rewards, values, terminated, last_value = arrays
-    how = {"gamma": GAMMA, "lambda_": LAMBDA, "bootstrap_value": last_value}
-    return package.gae(rewards, values, terminated, **how).advantages
+ours = functools.partial(advantages_of, gae_jax)
+
+
+def both_outputs(rewards: Array, values: Array, terminated: Array, last_value: Array) -> Any:
+    """The advantages and the targets of `gae`."""
+    return gae_jax.gae(rewards, values, terminated, gamma=GAMMA, lambda_=LAMBDA, bootstrap_value=last_value)
+
+
+def plain_scan(rewards: Array, values: Array, terminated: Array, last_value: Array, lambda_: Any = LAMBDA) -> Array:
+    """The recursion of `gae` as nothing but a `lax.scan`."""
+
+    def step(h: Array, row: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        reward, value, done = row
+        advantage = reward + GAMMA * jnp.where(done, 0, h) - value
+        return value + lambda_ * advantage, advantage
+
+    return lax.scan(step, last_value, (rewards, values, terminated), reverse=True)[1]
+
+
+def gradient_of(advantages: Callable[..., Array]) -> Callable[..., Any]:
+    """Returns the gradient of Σ A² with respect to rewards, values, V(s_T) and λ."""
+    return jax.grad(lambda *arrays: jnp.sum(advantages(*arrays) ** 2), (0, 1, 3, 4))
 
 
 def one_pass(rewards: Array, values: Array, terminated: Array, last_value: Array) -> Array:
@@ -55,7 +74,7 @@ def rlax_advantages(estimate: Callable[..., Any], rewards: Array, discounts: Arr
 
 
 def two_carries(rewards: Array, values: Array, terminated: Array, last_value: Array, unroll: int) -> Array:
-    """The scan in the code of most agents in JAX."""
+    """The scan in the code of most agents in JAX; PureJaxRL unrolls it by 16."""
 
     def step(carry: tuple[Array, Array], row: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         (advantage, next_value), (reward, value, done) = carry, row
@@ -101,6 +120,18 @@ def one_by_one(rewards: np.ndarray, values: np.ndarray, terminated: np.ndarray) 
     return advantages[:-1]
 
 
+def numpy_gradient(rewards: np.ndarray, values: np.ndarray, terminated: np.ndarray, last_value: np.ndarray) -> Any:
+    """The gradient of `gradient_of` by hand: forwards in time, with h for the derivative with respect to h_t."""
+    advantages = numpy_loop(rewards, values, terminated, last_value)
+    by_reward, by_value, h, by_lambda = np.empty_like(rewards), np.empty_like(values), np.zeros_like(last_value), 0.0
+    for t in range(len(rewards)):
+        by_reward[t] = 2 * advantages[t] + LAMBDA * h
+        by_value[t] = h - by_reward[t]
+        by_lambda += np.sum(advantages[t] * h)
+        h = GAMMA * ~terminated[t] * by_reward[t]
+    return by_reward, by_value, h, by_lambda
+
+
 @functools.cache
 def numba_loop(njit: Callable[..., Any]) -> Callable[..., np.ndarray]:
     """Returns a function that is compiled at its first call, for all shapes."""
@@ -109,7 +140,7 @@ def numba_loop(njit: Callable[..., Any]) -> Callable[..., np.ndarray]:
 
 CONTENDERS = {
     OURS: Contender(ours),
-    "gae, both outputs": Contender(functools.partial(ours, both=True)),
+    "gae, both outputs": Contender(both_outputs),
     "gae, scan": Contender(functools.partial(ours, implementation="scan")),
     "gae, blocked": Contender(functools.partial(ours, implementation="blocked")),
     "gae, pallas": Contender(functools.partial(ours, implementation="pallas")),
@@ -121,37 +152,19 @@ CONTENDERS = {
         "truncated_float terminated_float rewards values last_value",
         needs="brax.training.agents.ppo.losses.compute_gae",
     ),
-    "Stoix": Contender(
-        lambda estimate, *x: estimate(*x[:2], LAMBDA, v_tm1=x[2], v_t=x[3], time_major=True)[0],
-        "rewards discounts values next_values",
-        needs="stoix.utils.multistep.batch_truncated_generalized_advantage_estimation",
-    ),
     "two-carry scan": Contender(functools.partial(two_carries, unroll=1)),
-    "two-carry, unroll 16": Contender(functools.partial(two_carries, unroll=16)),
+    "PureJaxRL's loop": Contender(functools.partial(two_carries, unroll=16)),
     "associative_scan": Contender(composed, "rewards discounts all_values"),
-    "NumPy loop": Contender(numpy_loop, layout="NumPy"),
-    "numba loop": Contender(
-        lambda njit, *x: numba_loop(njit)(*x), "rewards all_values terminated", "NumPy", "numba.njit"
-    ),
-    "tianshou (numba)": Contender(
-        lambda estimate, *x: estimate(*x, GAMMA, LAMBDA),
-        "values next_values rewards ends",
-        "flat",
-        "tianshou.algorithm.algorithm_base._gae",
-    ),
-    "torchrl, vec": Contender(
-        lambda estimate, *x: estimate(GAMMA, LAMBDA, *x),
-        "values next_values rewards terminated terminated",
-        "torch",
-        "torchrl.objectives.value.functional.vec_generalized_advantage_estimate",
-    ),
+    "NumPy loop": Contender(numpy_loop, library=np),
+    "numba loop": Contender(lambda njit, *x: numba_loop(njit)(*x), "rewards all_values terminated", np, "numba.njit"),
     FLOOR: Contender(one_pass),
 }
-LAYOUTS: dict[str, Callable[[np.ndarray], Any]] = {
-    "JAX": jnp.array,
-    "NumPy": np.array,
-    "flat": lambda x: x.T.flatten(),  # the workers one after the other
-    "torch": lambda x: load("torch.tensor")(x.T[..., None].copy()),  # [N, T, 1]
+WITH_LAMBDA = f"{ARRAYS} lambda"
+GRADIENTS = {
+    OURS: Contender(gradient_of(ours), WITH_LAMBDA),
+    "gae, blocked": Contender(gradient_of(functools.partial(ours, implementation="blocked")), WITH_LAMBDA),
+    PLAIN: Contender(gradient_of(plain_scan), WITH_LAMBDA),
+    FLOOR: CONTENDERS[FLOOR],
 }
 
 
@@ -164,7 +177,7 @@ def load(name: str) -> Any:
         try:
             return getattr(importlib.import_module(module), attribute)
         except Exception as error:
-            raise ImportError(str(error)) from error
+            raise ImportError("not installed" if isinstance(error, ModuleNotFoundError) else str(error)) from error
 
 
 def load_checkout(path: pathlib.Path) -> Any:
@@ -185,7 +198,7 @@ def load_checkout(path: pathlib.Path) -> Any:
         take_out()
         sys.modules.update(mine)
     if not pathlib.Path(str(package.__file__)).resolve().is_relative_to(path.resolve()):
-        raise ImportError(f"there is no package gae_jax in {path}")
+        command_line.refuse(f"--against: there is no package gae_jax in {path}")
     return package
 
 
@@ -194,7 +207,7 @@ def why_not(contender: Contender, name: str) -> str | None:
     backend = jax.default_backend()
     if name == "gae, pallas" and backend != "tpu":
         return "for TPUs only"
-    if contender.layout != "JAX" and backend != "cpu":
+    if contender.library is np and backend != "cpu":
         return "for CPUs only"
     try:
         _ = contender.needs and load(contender.needs)
@@ -213,26 +226,23 @@ def random_rollout(steps: int, workers: int) -> dict[str, np.ndarray]:
         "values": values[:-1],
         "terminated": terminated,
         "last_value": values[-1],  # [N]
+        "lambda": np.array(LAMBDA, np.float32),
         "all_values": values,  # [T+1, N]
-        "next_values": np.where(terminated, 0, values[1:]),
         "discounts": np.where(terminated, 0, np.float32(GAMMA)),
         "terminated_float": terminated.astype(np.float32),
         "truncated_float": np.zeros_like(rewards),
-        "ends": terminated | (np.arange(steps) == steps - 1)[:, None],
     }
 
 
 def prepare(contender: Contender, rollout: dict[str, np.ndarray]) -> tuple[Callable[..., Any], list[Any]]:
-    """Returns the function of the arrays alone, and the arrays in the contender's layout."""
-    arrays = [LAYOUTS[contender.layout](rollout[name]) for name in contender.arrays.split()]
+    """Returns the function of the arrays alone, and the arrays."""
+    arrays = [contender.library.array(rollout[name]) for name in contender.arrays.split()]
     return functools.partial(contender.function, *([load(contender.needs)] if contender.needs else [])), arrays
 
 
-def check(contender: Contender, name: str, output: Any, want: np.ndarray) -> None:
-    """Raises an AssertionError if the output is not the advantages."""
-    got = np.asarray(jax.tree.leaves(output)[0])
-    if contender.layout in ("flat", "torch"):
-        got = got.reshape(want.shape[::-1]).T
-    error = np.abs(got - want).max() / np.abs(want).max()
-    if name != FLOOR and not error < 1e-3:
-        raise AssertionError(f"{name} is wrong at {want.shape}, by {error:.1e} of the largest advantage")
+def check(name: str, output: Any, want: tuple[np.ndarray, ...]) -> None:
+    """Raises an AssertionError if the output is not what is wanted: the advantages, or a gradient."""
+    for got, x in zip(jax.tree.leaves(output), want, strict=False):  # the targets may follow the advantages
+        error = np.abs(np.asarray(got) - x).max() / np.abs(x).max()
+        if name != FLOOR and not error < 1e-3:
+            raise AssertionError(f"{name} is wrong at {x.shape}, by {error:.1e} of the largest entry")

@@ -94,8 +94,9 @@ def read_options(
         return read.options, read.run
 
     config, run = read(config_type())
+    config = with_devices(config)
     if not (run.resume or run.play):
-        return with_devices(config), run, None
+        return config, run, None
     source = pathlib.Path(run.play or run.out or default_directory(config))
     checkpoint = checkpoints.load(source)
     try:
@@ -129,12 +130,12 @@ def check_ranges(config: Any) -> None:
 
 
 def with_devices(config: Any) -> Any:
-    """Returns the config with a number of devices: by default one per CPU core, at most 8, that divides the work."""
+    """Makes devices of the CPU's cores, at most 8, unless the config has a number; returns it with a number that fits."""
+    cores = min(os.cpu_count() or 1, 8)
+    jax.config.update("jax_num_cpu_devices", config.devices or cores)  # other platforms have what they have
     if config.devices:
         return config
-    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, 8))
-    most = jax.device_count() if jax.default_backend() == "cpu" else 1
-    rows = config.num_envs * config.num_steps
+    most, rows = cores if jax.default_backend() == "cpu" else 1, config.num_envs * config.num_steps
     fitting = (n for n in range(1, most + 1) if config.num_envs % n == 0 and rows // n % config.minibatches == 0)
     return dataclasses.replace(config, devices=max(fitting))
 
@@ -171,7 +172,6 @@ class Display(Progress):
 
 def compile_programs(config: Any, agent_type: type[Any], display: Display, names: list[str]) -> Any:
     """Compiles methods of the algorithm, all at the same time; returns them, the algorithm and its state's shapes."""
-    jax.config.update("jax_num_cpu_devices", config.devices)  # other platforms have what they have
     if jax.device_count() < config.devices:
         refuse(f"--devices: there are {jax.device_count()}; got {config.devices}")
     display.note(f"{config.env} ({config.backend}), seed {config.seed}, {config.devices} devices: importing Brax")

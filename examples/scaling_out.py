@@ -15,10 +15,11 @@ import math
 import re
 from typing import Any, NamedTuple
 
+import command_line  # before the packages that it asks for
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import Parser, count, index, refuse
+from command_line import count, refuse
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -26,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from gae_jax import gae
 
 OPERATIONS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+MEMORY = 200  # bytes for each entry of the rollout
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
@@ -136,16 +138,16 @@ class Options(NamedTuple):
 
 def read_options(arguments: list[str] | None = None) -> Options:
     """Returns the options, or refuses them."""
-    parser = Parser(__doc__ or "")
+    parser = command_line.Parser(__doc__ or "")
     parser.add_argument("--steps", type=count, default=2**20, help="T; --devices must divide it")
     parser.add_argument("--workers", type=count, default=8, help="N; --devices must divide it")
-    parser.add_argument("--devices", type=count, default=8, help="of all processes together; an even number")
+    parser.add_argument("--devices", type=count, default=8, help="of all processes together; even, at most 1024")
     parser.add_argument("--processes", type=count, default=1, help="processes that share the devices")
-    parser.add_argument("--process", type=index, default=0, help="number of this process, from 0")
+    parser.add_argument("--process", type=command_line.index, default=0, help="number of this process, from 0")
     parser.add_argument("--coordinator", default="127.0.0.1:12345", metavar="HOST:PORT", help="address of process 0")
     options = Options(**vars(parser.parse_args(arguments)))
-    if options.devices % 2:
-        refuse(f"--devices must be even; got {options.devices}")
+    if options.devices % 2 or options.devices > 1024:
+        refuse(f"--devices must be an even number up to 1024; got {options.devices}")
     for name, number in (("--steps", options.steps), ("--workers", options.workers)):
         if number % options.devices:
             refuse(f"--devices must divide {name}; got {options.devices} devices for {number}")
@@ -153,6 +155,9 @@ def read_options(arguments: list[str] | None = None) -> Options:
         refuse(f"--processes must divide --devices; got {options.processes} for {options.devices} devices")
     if options.process >= options.processes:
         refuse(f"--process must be less than --processes, {options.processes}; got {options.process}")
+    if not re.fullmatch(r".+:\d{1,5}", options.coordinator):
+        refuse(f"--coordinator must be HOST:PORT, such as 127.0.0.1:12345; got {options.coordinator!r}")
+    command_line.require_memory(options.steps * options.workers * MEMORY, f"{options.steps} × {options.workers}")
     return options
 
 

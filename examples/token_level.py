@@ -11,14 +11,14 @@ of a real trainer; examples/tokens.md explains each of them.
 """
 
 import argparse
-import math
+import itertools
 import pathlib
 from typing import NamedTuple
 
+import command_line  # before the packages that it asks for
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import Parser, refuse, require
 from jax import Array, lax
 
 from gae_jax import gae
@@ -28,10 +28,10 @@ SAMPLES = {  # the last one ran into the length limit
     "short": "pppppxxxxxx.................",
     "with a tool": "pppxxxxttttttxxxxxxx........",
     "long": "ppppppxxxxxxxxxxxxxxxxxxxxx.",
-    "cut off": "ppppxxxxxxxxxxxxxxxxxxxxxxxx",
+    "length limit": "ppppxxxxxxxxxxxxxxxxxxxxxxxx",
 }
 SCORES = np.array([1.0, 1.0, -1.0, 0.0])  # the score of each finished answer; an unfinished answer has none
-PICTURES = (".pdf", ".png", ".svg")
+NOT_CHOSEN = {"p": "prompt", "t": "tool", ".": "padding"}
 
 
 class Batch(NamedTuple):
@@ -49,9 +49,9 @@ class Batch(NamedTuple):
 class Estimates(NamedTuple):
     """Advantages of the policy in three ways, and targets of the critic in two, `[N, S]`."""
 
-    advantages: Array  # one λ for all samples, one decay a token
+    advantages: Array  # one λ for all samples, one decay per token
     policy_advantages: Array  # λ by length
-    turn_advantages: Array  # one decay a turn
+    turn_advantages: Array  # one decay per turn
     targets: Array  # one λ for all samples
     critic_targets: Array  # λ = 1
     by_length: Array  # [N, 1], the λ of each sample
@@ -89,13 +89,14 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     )
 
     first = mask & ~jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))  # the turn's first token
-    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
-    samples = jnp.arange(len(mask))[:, None]
-    turn_rewards = jnp.zeros_like(rewards).at[samples, start].add(jnp.where(mask, rewards, 0))
-    ended = jnp.zeros_like(mask).at[samples, start].max(terminated & mask)
+    rewards = jnp.where(mask | jnp.isfinite(rewards), rewards, 0)  # padding may hold NaN
+    turn_rewards, ended = (
+        to_my_steps(x.astype(rewards.dtype), first, terminated, time_axis=1) for x in (rewards, terminated)
+    )
     turns = gae(
         turn_rewards, values, ended, mask=first, gamma=gamma, lambda_=lambda_, bootstrap_value=last_values, time_axis=1
     )
+    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
     turn_advantages = jnp.where(mask, jnp.take_along_axis(turns.advantages, start, axis=1), 0)
 
     _, critic_targets = gae(
@@ -104,12 +105,21 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     return Estimates(advantages, policy_advantages, turn_advantages, targets, critic_targets, by_length)
 
 
+def to_my_steps(x: jax.Array, mask: jax.Array, ends: jax.Array, time_axis: int) -> jax.Array:
+    """Sums x from each unmasked row to the row before the next one, or to the end of the episode."""
+    zeros = jnp.zeros_like(x)
+    inside = jnp.roll(jnp.where(mask, 0.0, 1.0), -1, axis=time_axis)  # the next row is masked: γ = 1, else 0
+    nothing = zeros.sum(axis=time_axis)
+    sums = gae(x, zeros, ends, gamma=inside, lambda_=1.0, bootstrap_value=nothing, time_axis=time_axis).advantages
+    return jnp.where(mask, sums, 0)
+
+
 def print_table(batch: Batch, estimates: Estimates) -> None:
-    """One row a sample, with the numbers at the first token that the policy chose."""
+    """One row per sample, with the numbers at the first token that the policy chose."""
     from rich.console import Console
     from rich.table import Table
 
-    title = "At the first chosen token; λ(n): by length; turn: one decay a turn"
+    title = "At the first chosen token; λ(n): by length; turn: one decay per turn"
     table = Table("sample", title=title, padding=(0, 0))
     for column in ("tokens", "end", "λ(n)", "A", "A, λ(n)", "A, turn", "target", "target, λ = 1"):
         table.add_column(column, justify="right")
@@ -122,73 +132,57 @@ def print_table(batch: Batch, estimates: Estimates) -> None:
 
 
 def draw(batch: Batch, estimates: Estimates, path: pathlib.Path) -> None:
-    """Advantages over tokens, one strip a sample; tokens that the policy did not choose are grey."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    """A bar for each token that the policy chose, up or down from zero; a row per sample, a column per estimate."""
     from matplotlib.figure import Figure
 
-    panels = {
-        "one decay a token, λ by length": estimates.policy_advantages,
-        "one decay a turn": estimates.turn_advantages,
+    columns = {
+        "one decay per token, λ by length": estimates.policy_advantages,
+        "one decay per turn": estimates.turn_advantages,
     }
-    limit = max(float(jnp.max(jnp.abs(x))) for x in panels.values())
-    norm = Normalize(-limit, limit)
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    all_axes = figure.subplots(len(panels), sharex=True)
-    for axes, (title, advantages) in zip(all_axes, panels.items(), strict=True):
-        axes.set_facecolor("0.88")
-        shown = np.where(batch.mask, advantages, np.nan)
-        axes.pcolormesh(shown, cmap="RdBu", norm=norm, edgecolors="white", linewidth=1)
-        for i, kinds in enumerate(SAMPLES.values()):
-            for t, kind in enumerate(kinds):
-                if kind in "pt":
-                    axes.text(t + 0.5, i + 0.5, kind, ha="center", va="center", color="0.45", fontsize=8)
-        axes.set_yticks(np.arange(len(SAMPLES)) + 0.5, list(SAMPLES))
-        axes.invert_yaxis()
-        axes.set_title(title)
-    all_axes[-1].set_xlabel("token position (p: prompt, t: written by the tool)")
-    figure.colorbar(ScalarMappable(norm, "RdBu"), ax=all_axes, label="advantage (reward)")
-    figure.savefig(path, dpi=150)
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    all_axes = figure.subplots(len(SAMPLES), len(columns), sharex=True, sharey=True)
+    for column, (title, advantages) in enumerate(columns.items()):
+        all_axes[0, column].set_title(title)
+        all_axes[-1, column].set_xlabel("token position")
+        for axes, (name, kinds), row in zip(all_axes[:, column], SAMPLES.items(), advantages, strict=True):
+            colors = ["C0" if x > 0 else "C1" for x in row]
+            axes.bar(range(len(kinds)), row, color=colors, edgecolor="black", linewidth=0.5)
+            axes.axhline(0, color="black", linewidth=0.8)
+            start = 0
+            for kind, run in itertools.groupby(kinds):
+                end = start + len(list(run))
+                if kind in NOT_CHOSEN:
+                    hatch = "" if kind == "." else "////"
+                    axes.axvspan(start - 0.5, end - 0.5, facecolor="0.95", edgecolor="0.75", hatch=hatch, linewidth=0)
+                    if end - start > 2:
+                        place, white = (start + end - 1) / 2, {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                        axes.text(place, -0.7, NOT_CHOSEN[kind], ha="center", va="center", size="small", bbox=white)
+                start = end
+            if column == 0:
+                axes.set_ylabel(name)
+    all_axes[0, 0].margins(x=0)
+    figure.supylabel("advantage")
+    figure.savefig(path, dpi=120)
 
 
 def parse_options() -> argparse.Namespace:
     """The checked options; exits with one line where one of them is bad."""
-    parser = Parser(str(__doc__))
-    parser.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("token_level.png"), help="the picture to write"
-    )
-    parser.add_argument("--beta", type=float, default=0.05, help="weight of the KL penalty")
-    parser.add_argument("--gamma", type=float, default=1.0, help="discount")
-    parser.add_argument(
-        "--lambda", dest="lambda_", metavar="LAMBDA", type=float, default=0.95, help="λ, where it is fixed"
-    )
-    parser.add_argument("--alpha", type=float, default=1.0, help="λ by length is 1 - 1 / (alpha * length)")
-    options = parser.parse_args()
-    check_picture(options.out)
-    if not math.isfinite(options.beta):
-        refuse("--beta must be a finite number")
-    for name in ("gamma", "lambda_"):
-        if not 0 <= getattr(options, name) <= 1:
-            refuse(f"--{name.strip('_')} must be in [0, 1]")
-    if not 0 < options.alpha < math.inf:
-        refuse("--alpha must be greater than 0")
-    return options
-
-
-def check_picture(path: pathlib.Path) -> None:
-    """Refuses what cannot be written, before anything is computed."""
-    if path.is_dir():
-        refuse(f"--out: {path} is a directory; name a file, such as token_level.png")
-    if not path.parent.is_dir():
-        refuse(f"--out: {path.parent} is not a directory")
-    if path.suffix not in PICTURES:
-        refuse(f"--out: cannot write {path.suffix or 'such'} files; the name must end in .pdf, .png or .svg")
+    parser, share = command_line.Parser(str(__doc__)), command_line.fraction
+    picture, default = command_line.file_to_write(".png", ".pdf", ".svg"), pathlib.Path("token_level.png")
+    parser.add_argument("--out", type=picture, default=default, metavar="FILE.png", help="the picture to write")
+    weight = command_line.number(float, "a number from -1000 to 1000", lambda x: abs(x) <= 1000)
+    parser.add_argument("--beta", type=weight, default=0.05, help="weight of the KL penalty")
+    parser.add_argument("--gamma", type=share, default=1.0, help="discount")
+    parser.add_argument("--lambda", dest="lambda_", metavar="LAMBDA", type=share, default=0.95, help="λ, where fixed")
+    text = "λ by length is 1 - 1 / (alpha * length)"
+    parser.add_argument("--alpha", type=command_line.positive, default=1.0, help=text)
+    return parser.parse_args()
 
 
 def main() -> None:
     """Prints the table and writes the picture."""
     options = parse_options()
-    require("examples", "matplotlib", "rich")
+    command_line.require("examples", "matplotlib", "rich")
     batch = make_batch()
     estimates = estimate(batch, beta=options.beta, gamma=options.gamma, lambda_=options.lambda_, alpha=options.alpha)
     print_table(batch, estimates)

@@ -1,27 +1,17 @@
 """`gae`, and the batch-major class `GAE`. The recursion is in `_recursion.py`."""
 
-import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.export
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan import check_implementation
+from gae_jax._arguments import as_integer, check_is_array, check_shape
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero
-from gae_jax._rollout import (
-    Rollout,
-    axis_from_front,
-    canonical,
-    check_is_array,
-    check_is_name,
-    check_shape,
-    check_types,
-)
+from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
 class GAEOutput(NamedTuple):
@@ -31,8 +21,7 @@ class GAEOutput(NamedTuple):
     targets: Array  # the regression targets of the critic; for `gae`, the λ-returns A_t + V(s_t)
 
 
-with contextlib.suppress(ValueError):  # where this module is reloaded, the name is taken
-    jax.export.register_namedtuple_serialization(GAEOutput, serialized_name="gae_jax.GAEOutput")
+jax.export.register_namedtuple_serialization(GAEOutput, serialized_name="gae_jax.GAEOutput")
 
 
 def gae(
@@ -87,7 +76,7 @@ def gae(
         per worker, and one more exchange if lambda_ varies over time or T is 1.
       implementation: the scan over time: "scan" is a loop, "blocked" has no loop, "pallas" is a TPU kernel. None
         chooses by the platform. `jax.export` with a symbolic number of steps needs "scan"; `jax.export` for a TPU and
-        another platform at once needs "scan" or "blocked"; `jax.linear_transpose` needs "scan" and jax 0.10.
+        another platform at once needs "scan" or "blocked".
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards` and in the dtype that the floating-point arrays promote
@@ -123,18 +112,14 @@ def gae(
     rollout = Rollout(
         rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
     )
-    check_types(rollout)
-    check_is_name("axis_name", axis_name)
-    check_is_name("implementation", implementation)
-    check_implementation(implementation, rollout)
-    axis = axis_from_front(time_axis, np.shape(rewards))
+    axis = check_before_jit(rollout, time_axis, axis_name=axis_name, implementation=implementation)
     return _gae(rollout, time_axis=axis, axis_name=axis_name, implementation=implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("time_axis", "axis_name", "implementation"))
 def _gae(rollout: Rollout, *, time_axis: int, axis_name: str | None, implementation: str | None) -> GAEOutput:
     how = {"axis_name": axis_name, "implementation": implementation}
-    rollout, to_caller_layout = canonical(rollout, time_axis, axis_name)  # chex asserts every shape
+    rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
     advantages = advantages_of(rollout, lambda_before_each_row(rollout, **how), **how)
     targets = advantages + value_or_zero(rollout)  # as another output of the scan, they would need another buffer
     return GAEOutput(to_caller_layout(advantages), to_caller_layout(targets))
@@ -185,8 +170,9 @@ class GAE:
         Raises:
           TypeError, ValueError: as in `gae`.
         """
-        shape = (self.n_workers, self.worker_steps)
-        for name, x in {"done": done, "rewards": rewards}.items():
-            check_is_array(name, x)
-            check_shape(name, x, shape, "[n_workers, worker_steps]")
+        shape = as_integer("n_workers", self.n_workers), as_integer("worker_steps", self.worker_steps)
+        check_is_array("done", done, flags=True)
+        check_is_array("rewards", rewards)
+        check_shape("done", done, shape, "[n_workers, worker_steps]")
+        check_shape("rewards", rewards, shape, "[n_workers, worker_steps]")
         return gae(rewards, values, done, gamma=self.gamma, lambda_=self.lambda_, time_axis=1).advantages

@@ -7,7 +7,7 @@ The sum ends where the episode ends, and at the end of the rollout. So A^(n) is 
 """
 
 import functools
-import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._recursion import Row, broadcast_like, rows_of, skipping_step, zero_where_masked
-from gae_jax._rollout import Rollout, axis_from_front, canonical, check_types
+from gae_jax._arguments import as_integer
+from gae_jax._recursion import broadcast_like, of_each_worker, skipping_step, zero_where_masked
+from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
 def n_step_advantages(
@@ -75,17 +76,11 @@ def n_step_advantages(
     >>> print(advantages)
     [1.125 1.125 0.75 ]
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"`n` must be an integer; got {n!r}")
-    try:
-        n = operator.index(n)
-    except TypeError:  # a tracer
-        raise TypeError(f"`n` must be an integer that is known while tracing; got {n!r}") from None
+    n = as_integer("n", n)
     if n < 1:
         raise ValueError(f"`n` must be at least 1; got {n}")
     rollout = Rollout(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma)
-    check_types(rollout)
-    axis = axis_from_front(time_axis, np.shape(rewards))
+    axis = check_before_jit(rollout, time_axis)
     steps = np.shape(rewards)[axis]
     if not isinstance(steps, int):
         raise NotImplementedError(f"n_step_advantages needs a known number of steps; got T = {steps}")
@@ -95,17 +90,13 @@ def n_step_advantages(
 @functools.partial(jax.jit, static_argnames=("n", "time_axis"))
 def _n_step_advantages(rollout: Rollout, *, n: int, time_axis: int) -> Array:
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
-    gamma, one = (broadcast_like(x, rollout.terminated) for x in (rollout.gamma, rollout.lambda_))
-    rows = rows_of(rollout)._replace(gamma=gamma, lambda_before=one)
-    over_workers = functools.partial(_advantages_of_one_worker, n)
-    for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
-        over_workers = jax.vmap(over_workers, in_axes=(1, 0), out_axes=1)
-    return to_caller_layout(over_workers(rows, rollout.bootstrap_value))
+    of_one_worker = functools.partial(_advantages_of_one_worker, n)
+    return to_caller_layout(of_each_worker(of_one_worker, rollout, rollout.lambda_))  # λ is 1
 
 
-def _advantages_of_one_worker(n: int, rows: Row, bootstrap_value: Array) -> Array:
+def _advantages_of_one_worker(n: int, rows: dict[str, Any], shared: dict[str, Any], bootstrap_value: Array) -> Array:
     """From rows `[T]` to advantages `[T]`: n times, every row looks one row further."""
-    mask = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
+    mask = jnp.ones_like(rows["terminated"]) if rows["mask"] is None else rows["mask"]
     steps = jnp.arange(mask.shape[0])
     unmasked_from = lax.cummin(jnp.where(mask, steps, steps.size), reverse=True)  # the first one, from each row on
     end = broadcast_like(jnp.full(1, steps.size), unmasked_from[:1])
@@ -113,7 +104,7 @@ def _advantages_of_one_worker(n: int, rows: Row, bootstrap_value: Array) -> Arra
 
     def look_further(_: Array, targets: Array) -> Array:
         following = jnp.concatenate([targets, bootstrap_value[None]])[next_unmasked]
-        return jax.vmap(skipping_step, in_axes=(0, 0, None))(following, rows, {})[0]
+        return jax.vmap(skipping_step, in_axes=(0, 0, None))(following, rows, shared)[0]
 
-    value = zero_where_masked(mask, rows.value)
+    value = zero_where_masked(mask, rows["value"])
     return zero_where_masked(mask, lax.fori_loop(0, n, look_further, value) - value)

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._rollout import as_flags, as_number, as_numbers, check_is_array, check_shape, promoted
+from gae_jax._arguments import as_number, check_is_array, check_is_mapped, check_shape, promoted
 
 AxisNames = str | tuple[str, ...]
 
@@ -53,7 +53,7 @@ def normalize(
     """
     check_is_array("advantages", advantages)
     if mask is not None:
-        check_is_array("mask", mask)
+        check_is_array("mask", mask, flags=True)
         check_shape("mask", mask, np.shape(advantages), "the shape of `advantages`")
     number = as_number("epsilon", epsilon)
     if not isinstance(number, Array) and not number >= 0:
@@ -67,8 +67,8 @@ def normalize(
 def _normalize(
     advantages: ArrayLike, mask: ArrayLike | None, epsilon: ArrayLike, *, axis_name: AxisNames | None
 ) -> Array:
-    x = as_numbers("advantages", advantages)
-    live = jnp.ones(x.shape, bool) if mask is None else as_flags("mask", mask).astype(bool)
+    x = jnp.asarray(advantages)
+    live = jnp.ones(x.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
     dtype = promoted(x)
     x = jnp.where(live, x.astype(promoted(dtype, jnp.float32)), 0)
     epsilon = jnp.asarray(epsilon, x.dtype)
@@ -95,10 +95,4 @@ def _check_axis_name(axis_name: Any) -> None:
         raise TypeError(f"`axis_name` must be a name or a tuple of names; got {axis_name!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"`axis_name` must not repeat a name; got {axis_name!r}")
-    try:
-        lax.axis_size(names)
-    except NameError:
-        raise ValueError(
-            "`axis_name` must name axes of the mesh, inside a jax.shard_map over these axes; "
-            f"got {axis_name!r}, which no shard_map around this call maps over"
-        ) from None
+    check_is_mapped(axis_name)

@@ -16,6 +16,7 @@ unchanged. Earlier rows depend on later rows through h_t alone, so a rollout may
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from gae_jax._rollout import Rollout
 
 
 class Row(NamedTuple):
-    """A transition s_t -> s_{t+1} of one worker. With a leading axis of time, a whole rollout."""
+    """A transition s_t -> s_{t+1} of one worker."""
 
     reward: Array
     value: Array  # V(s_t)
@@ -35,8 +36,8 @@ class Row(NamedTuple):
     truncated: Array | None
     final_value: Array | None  # V(final observation), read where truncated
     mask: Array | None  # False: not a transition, skip the row
-    gamma: Any = None  # None if γ is constant over time
-    lambda_before: Any = None  # λ_{t-1}, the weight of A_t in h_t; None if λ is constant
+    gamma: Array
+    lambda_before: Array  # λ_{t-1}, the weight of A_t in h_t
 
 
 def step(h: Array, row: Row) -> tuple[Array, Array]:
@@ -54,9 +55,9 @@ def next_value(h: Array, row: Row) -> Array:
     return jnp.where(row.terminated, 0, h)
 
 
-def skipping_step(h: Array, row: Row, shared: dict[str, Array]) -> tuple[Array, Array]:
+def skipping_step(h: Array, varying: dict[str, Any], constant: dict[str, Any]) -> tuple[Array, Array]:
     """`step`, but a masked row hands h on unchanged, and is not read: it may hold NaN."""
-    row = row._replace(**shared)
+    row = Row(**varying, **constant)
     if row.mask is None:
         return step(h, row)
     h_t, advantage = step(h, jax.tree.map(functools.partial(zero_where_masked, row.mask), row))
@@ -70,34 +71,39 @@ def zero_where_masked(mask: Array | None, x: Array) -> Array:
     return x & mask if x.dtype == jnp.bool_ else jnp.where(mask, x, 0)
 
 
-def advantages_of(rollout: Rollout, lambda_before: Array, **how: Any) -> Array:
-    """Returns A_t of every row, `[T, *B]`.
+def advantages_of(
+    rollout: Rollout, lambda_before: Array, *, axis_name: str | None = None, implementation: str | None = None
+) -> Array:
+    """Returns A_t of every row, `[T, *B]`."""
 
-    A parameter that varies over time is part of a row; a parameter that does not is shared by all rows of a worker, and
-    one number is shared by all workers.
+    def of_one_worker(rows: dict[str, Any], shared: dict[str, Any], bootstrap_value: Array) -> Array:
+        how = {"axis_name": axis_name, "implementation": implementation}
+        _, advantages = affine_scan(skipping_step, bootstrap_value, rows, shared, reverse=True, **how)
+        return advantages
+
+    return of_each_worker(of_one_worker, rollout, lambda_before)
+
+
+def of_each_worker(of_one_worker: Callable[..., Array], rollout: Rollout, lambda_before: Array) -> Array:
+    """Returns `of_one_worker(rows, shared, bootstrap_value)`, rows `[T]` -> results `[T]`, for all workers `[T, *B]`.
+
+    What varies over time is in a row. What does not is shared by all rows of a worker, and one number by all workers.
     """
-    parameters = {"gamma": rollout.gamma, "lambda_before": lambda_before}
-    by_row = {name: broadcast_like(x, rollout.terminated) for name, x in parameters.items() if x.shape[0] != 1}
-    shared = {name: x[0] for name, x in parameters.items() if name not in by_row}
-    numbers = {name: x.reshape(()) for name, x in shared.items() if x.size == 1}
-    by_worker = {name: broadcast_like(x, rollout.terminated[0]) for name, x in shared.items() if name not in numbers}
-    rows = rows_of(rollout)._replace(**by_row)
-    over_workers = functools.partial(advantages_of_one_worker, **how)
-    for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
-        over_workers = jax.vmap(over_workers, in_axes=(1, 0, None, 0), out_axes=1)
-    return over_workers(rows, by_worker, numbers, rollout.bootstrap_value)
-
-
-def advantages_of_one_worker(rows: Row, by_worker: Any, numbers: Any, bootstrap_value: Array, **how: Any) -> Array:
-    """The recursion over one trajectory: rows `[T]` -> advantages `[T]`."""
-    _, advantages = affine_scan(skipping_step, bootstrap_value, rows, by_worker | numbers, reverse=True, **how)
-    return advantages
-
-
-def rows_of(rollout: Rollout) -> Row:
-    """All rows of a rollout, without γ and λ."""
     x = rollout
-    return Row(x.rewards, x.values, x.terminated, x.truncated, x.final_values, x.mask)
+    rows = {"reward": x.rewards, "value": x.values, "terminated": x.terminated, "truncated": x.truncated}
+    rows |= {"final_value": x.final_values, "mask": x.mask}
+    shared, axes_of_workers = {}, {}
+    for name, parameter in {"gamma": x.gamma, "lambda_before": lambda_before}.items():
+        if parameter.shape[0] != 1:
+            rows[name] = broadcast_like(parameter, x.terminated)
+        elif parameter.size == 1:
+            shared[name], axes_of_workers[name] = parameter.reshape(()), None
+        else:
+            shared[name], axes_of_workers[name] = broadcast_like(parameter[0], x.terminated[0]), 0
+    of_workers = of_one_worker
+    for _ in x.rewards.shape[1:]:  # one vmap for each batch axis
+        of_workers = jax.vmap(of_workers, in_axes=(1, axes_of_workers, 0), out_axes=1)
+    return of_workers(rows, shared, x.bootstrap_value)
 
 
 def broadcast_like(x: Array, like: Array) -> Array:
@@ -105,7 +111,9 @@ def broadcast_like(x: Array, like: Array) -> Array:
     return x + zeros_placed_like(like).astype(x.dtype)
 
 
-def lambda_before_each_row(rollout: Rollout, *, axis_name: str | None = None, implementation: str | None = None) -> Any:
+def lambda_before_each_row(
+    rollout: Rollout, *, axis_name: str | None = None, implementation: str | None = None
+) -> Array:
     """λ of the unmasked row before each row: A_t = δ_t + γ_t λ_t A_{t+1}, so h_{t+1} weighs A_{t+1} by λ_t."""
     lambda_, mask = rollout.lambda_, rollout.mask
     is_seam = axis_name is not None and rollout.rewards.shape[0] == 1  # a shard of one row: λ may vary all the same

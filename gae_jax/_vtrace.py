@@ -19,10 +19,10 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from gae_jax._affine_scan import check_implementation
+from gae_jax._arguments import as_number
 from gae_jax._gae import GAEOutput
 from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero, zero_where_masked
-from gae_jax._rollout import Rollout, as_number, axis_from_front, canonical, check_is_name, check_types
+from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
 def vtrace(
@@ -100,10 +100,7 @@ def vtrace(
         gamma=gamma,
         lambda_=lambda_,
     )
-    check_types(rollout, "log_rhos")
-    check_is_name("implementation", implementation)
-    check_implementation(implementation, rollout)
-    axis = axis_from_front(time_axis, np.shape(rewards))
+    axis = check_before_jit(rollout, time_axis, "log_rhos", implementation=implementation)
     clips = Clips(_as_clip("clip_rho", clip_rho), _as_clip("clip_c", clip_c), _as_clip("clip_pg_rho", clip_pg_rho))
     clips_equal = not any(isinstance(x, Array) for x in clips[:2]) and clips.clip_rho == clips.clip_c
     return _vtrace(rollout, clips, clips_equal=clips_equal, time_axis=axis, implementation=implementation)

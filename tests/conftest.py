@@ -1,5 +1,6 @@
 """Every test runs as strictly as JAX allows, on eight devices: CPUs, unless JAX_PLATFORMS names other devices."""
 
+import collections
 import os
 
 import hypothesis
@@ -27,3 +28,11 @@ def fast_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints in one line why tests were skipped, and how many for each reason."""
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped")]
+    counts = collections.Counter(reason.rpartition(": ")[2] for reason in reasons)  # "No module named 'torch'"
+    if counts:
+        terminalreporter.write_line("skipped: " + ", ".join(f"{reason} ({n})" for reason, n in counts.most_common()))

@@ -38,13 +38,6 @@ def advantages_alone(*rollout):
     return call(*rollout, implementation="pallas").advantages
 
 
-def gradient(*rollout, implementation=None):
-    def loss(*rollout):
-        return jnp.sum(call(*rollout, implementation=implementation).advantages ** 2)
-
-    return jax.grad(loss, argnums=(0, 1, 3))(*rollout)
-
-
 def scratch(executable):
     return executable.memory_analysis().temp_size_in_bytes
 
@@ -71,13 +64,6 @@ def test_vmap_of_single_trajectories_compiles_to_the_batched_program(chip, lengt
     vmapped, batched = (chips.compiled(chip, fn, *shapes(length, lanes)) for fn in (over_workers, call))
     assert chips.launched(vmapped) == chips.launched(batched)
     assert scratch(vmapped) == scratch(batched)
-
-
-@pytest.mark.parametrize(("length", "lanes", "megabytes"), [(128, 4096, 3), (2048, 2048, 25)])
-def test_gradient_on_a_gpu_has_no_loop(length, lanes, megabytes):
-    executable = chips.compiled("H100", gradient, *shapes(length, lanes))
-    assert set(chips.launched(executable)) == {"fusion"}
-    assert scratch(executable) < megabytes * 1e6
 
 
 @pytest.mark.parametrize("chip", chips.TPUS)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import re
 import sys
 import warnings
 from typing import Any
@@ -57,12 +58,53 @@ def test_envpool_counter_after_a_lost_life():
     assert info["elapsed_step"][0] > 0
 
 
+def test_envpool_dm_discount_at_a_time_limit():
+    """The page advises against envpool's `dm` interface: a time limit looks like a termination there."""
+    pytest.importorskip("dm_env")
+    with standard_promotion():
+        envpool = pytest.importorskip("envpool")
+        envs = envpool.make_dm("CartPole-v1", num_envs=1, seed=0, max_episode_steps=3)
+    envs.reset()
+    steps = [envs.step(np.zeros(1, np.int32)) for _ in range(3)]
+    assert [(int(x.step_type[0]), float(x.discount[0])) for x in steps] == [(1, 1.0), (1, 1.0), (2, 0.0)]
+
+
+@pytest.mark.parametrize("pool_of", ["walks", "envpool"])
+def test_envpool_asynchronous(pool_of):
+    """The second rollout begins with the last row of each environment, of which one is the end of an episode."""
+    recipe = pages.recipes(PAGE)["envpool, asynchronous"]
+    mistakes = [
+        ("jnp.argsort(env_ids, stable=True)", "jnp.arange(len(env_ids))"),
+        ("& ~no_step", ""),
+        ("r[1:]", "r[:-1]"),
+    ]
+    errors = {mistake: [] for mistake in [("", ""), *mistakes]}
+    for rows, episodes in record_pool(AsyncWalks() if pool_of == "walks" else async_envpool(), rollouts=2):
+        names = pages.imports(PAGE) | rows | PARAMETERS | {"value_fn": value_fn}
+        result = pages.run(recipe, names)
+        want = np.concatenate([truth(x, False) for worker in episodes for x in worker])  # by worker, then by time
+        keep, values = result["keep"], value_fn(rows["obs"])[result["rows"]]
+        assert_close([result["targets"]], [result["advantages"] + values])
+        for mistake, found in errors.items():
+            got = pages.run(recipe.replace(*mistake), names)["advantages"][keep]
+            found.append(np.abs(got - want).max() / np.sqrt(np.mean(want**2)))
+    difference, *planted = (max(x) for x in errors.values())
+    print(
+        f"envpool, asynchronous: {len(recipe.splitlines())} lines, largest difference {difference:.1e}; mistakes",
+        planted,
+    )
+    assert difference < 1e-5
+    assert min(planted) > 0.01
+
+
 def check_next_step(recordings):
     """The second rollout begins with a row that only resets, and the recipe needs `ended` of the first one there."""
     first, second = recordings
     assert not second.live[0].all()
     none = np.zeros(N, bool)
-    ended = check(NEXT_STEP, first, {"ended": none}, naive=calls(mask=None))["ended"]
+    result = check(NEXT_STEP, first, {"ended": none}, naive=calls(mask=None))
+    np.testing.assert_array_equal(result["keep"], first.live)
+    ended = result["ended"]
     check(NEXT_STEP, second, {"ended": ended}, naive=calls(mask=None))
     with pytest.raises(AssertionError):  # the ends of the rollout before are forgotten
         check(NEXT_STEP, second, {"ended": none}, naive=calls(mask=None))
@@ -111,6 +153,50 @@ def test_playground_full_reset():
     assert not recording.names["info"]["truncation"].any()  # playground 0.2.0, and why the recipe keeps it
     names = {"mujoco_playground": sys.modules["mujoco_playground"]}
     check("MuJoCo Playground, `full_reset=True`", recording, names, naive=truncation_as_termination)
+
+
+def test_dm_env():
+    """The first reward is NaN: the recipe does not read it."""
+    for recording in record(dm_env_rows, rollouts=2):
+        names = recording.names
+        assert not recording.live.all()
+        for name, first in (("rewards", np.nan), ("is_first", True), ("is_terminal", False)):
+            names[name] = np.concatenate([np.full((1, N), first), names[name]])
+        result = check("dm_env, jumanji and Dreamer's replay", recording, naive=resets_as_transitions)
+        np.testing.assert_array_equal(result["keep"], recording.live)
+
+
+# Rows that are no samples.
+
+
+def test_dropped_rows_are_no_samples():
+    """The figure of the page: what `normalize` makes of them, and what it gives with the lines that are printed."""
+    lines = next(block for block in pages.blocks(PAGE) if block.startswith("keep = "))
+    steps, limit = 256, 20
+    rewards = np.random.default_rng(0).normal(1, 1, (steps, 8)).astype(np.float32)
+    terminated, mask = np.zeros(rewards.shape, bool), np.ones(rewards.shape, bool)
+    truncated = np.broadcast_to(np.arange(1, steps + 1)[:, None] % limit == 0, rewards.shape)
+    advantages, _ = gae_jax.gae(
+        rewards, 0 * rewards, terminated, truncated, gamma=0.99, lambda_=0.95, bootstrap_value=0 * rewards[0]
+    )
+    (figure,) = re.findall(r"dropped rows was (-\d\.\d)", pages.read(PAGE).replace("\n", " "))
+    np.testing.assert_allclose(gae_jax.normalize(advantages)[truncated], float(figure), atol=0.05)
+    names = {"advantages": advantages, "terminated": terminated, "truncated": truncated, "mask": mask}
+    result = pages.run(lines, pages.imports(PAGE) | names | {"losses": np.where(truncated, np.nan, rewards)})
+    assert not result["advantages"][truncated].any()
+    np.testing.assert_allclose(result["advantages"][~truncated].mean(), 0, atol=1e-6)
+    np.testing.assert_allclose(result["advantages"][~truncated].std(), 1, atol=1e-6)
+    np.testing.assert_allclose(result["loss"], rewards[~truncated].mean(), rtol=1e-5)
+
+
+def test_terminated_rows_are_samples_where_both_flags_are_set():
+    """`terminated` wins there, so the row is not dropped."""
+    lines = next(block for block in pages.blocks(PAGE) if block.startswith("keep = "))
+    terminated, truncated, mask = np.array([[1, 1, 0, 0, 1], [0, 1, 1, 0, 0], [1, 1, 1, 1, 0]], bool)
+    advantages = np.ones(5, np.float32)
+    names = {"advantages": advantages, "terminated": terminated, "truncated": truncated, "mask": mask}
+    result = pages.run(lines, pages.imports(PAGE) | names | {"losses": advantages})
+    np.testing.assert_array_equal(result["keep"], [True, True, False, True, False])
 
 
 def test_every_recipe_is_short_and_has_a_test():
@@ -164,6 +250,10 @@ def calls(**changes):
 
 def truncation_as_termination(rewards, values, terminated, truncated, **kwargs):
     return gae_jax.gae(rewards, values, (terminated != 0) | (truncated != 0), **{**kwargs, "final_values": None})
+
+
+def resets_as_transitions(rewards, values, terminated, truncated, **kwargs):
+    return gae_jax.gae(np.nan_to_num(rewards), values, terminated, **kwargs)
 
 
 def assert_final_observation_is_nowhere_else(recording):
@@ -298,6 +388,123 @@ def gymnasium_rows(logs, mode):
         row = {"obs": obs, "next_obs": next_obs, "following": following, "rewards": rewards}
         yield row | {"terminated": terminated, "truncated": truncated, "infos": infos}
         obs = following
+
+
+class Walk:
+    """Adds its actions to a random place, ends beyond a bound, and logs its episodes; its time limit is the log's."""
+
+    def __init__(self, seed, log):
+        self.rng, self.log = np.random.default_rng(seed), log
+
+    def reset(self):
+        self.place = self.rng.uniform(-1, 1, 2).astype(np.float32)
+        self.log.reset(self.place)
+        return self.place
+
+    def step(self, action):
+        """Returns the observation, the reward and the two flags."""
+        self.place = self.place + np.float32(action) * np.array([0.5, -0.25], np.float32)
+        terminated = self.place[0] > 1.5
+        self.log.step(self.place, self.place[1], terminated)
+        return self.place, self.place[1], terminated, self.log.episodes[-1].truncated
+
+
+def dm_env_rows(logs):
+    """`step` after the end of an episode ignores the action, and returns the first observation of the next."""
+    dm_env = pytest.importorskip("dm_env")
+
+    class Environment(dm_env.Environment):
+        action_spec = observation_spec = None
+
+        def __init__(self, walk):
+            self.walk, self.ended = walk, True
+
+        def reset(self):
+            self.ended = False
+            return dm_env.restart(self.walk.reset())
+
+        def step(self, action):
+            if self.ended:
+                return self.reset()
+            obs, reward, terminated, truncated = self.walk.step(action)
+            self.ended = terminated or truncated
+            of_kind = dm_env.termination if terminated else dm_env.truncation if truncated else dm_env.transition
+            return of_kind(reward, obs)
+
+    envs = [Environment(Walk(seed, log)) for seed, log in enumerate(logs)]
+    rng = np.random.default_rng(0)
+    steps = [env.reset() for env in envs]
+    while True:
+        obs = np.stack([x.observation for x in steps])
+        steps = [env.step(action) for env, action in zip(envs, rng.uniform(-1, 1, N), strict=True)]
+        yield {
+            "obs": obs,
+            "following": np.stack([x.observation for x in steps]),
+            "rewards": np.array([np.nan if x.reward is None else x.reward for x in steps], np.float32),
+            "is_first": np.array([x.step_type == 0 for x in steps]),
+            "is_terminal": np.array([(x.step_type == 2) and (x.discount == 0) for x in steps]),
+        }
+
+
+class AsyncWalks:
+    """Returns two of N environments at a time, as an asynchronous envpool does, in random order."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+        self.walks = [Walk(seed, Log()) for seed in range(N)]
+        self.ready = [self.first(i) for i in range(N)]
+
+    def first(self, i):
+        return i, self.walks[i].reset(), np.float32(0), False, False
+
+    def recv(self):
+        chosen = [self.ready.pop(self.rng.integers(len(self.ready))) for _ in range(2)]
+        ids, obs, rewards, terminated, truncated = (np.array(x) for x in zip(*chosen, strict=True))
+        self.ended = terminated | truncated
+        return obs, rewards, terminated, truncated, {"env_id": ids}
+
+    def send(self, actions, ids):
+        for action, i, ended in zip(actions, ids, self.ended, strict=True):
+            self.ready.append(self.first(i) if ended else (i, *self.walks[i].step(2 * action - 1)))
+
+
+def async_envpool():
+    with standard_promotion():
+        envpool = pytest.importorskip("envpool")
+        envs = envpool.make_gymnasium("CartPole-v1", num_envs=N, batch_size=2, max_episode_steps=LIMIT, seed=0)
+    envs.async_reset()
+    return envs
+
+
+def record_pool(envs, rollouts):
+    """Yields what was received, flat, with the last row of each environment before; and the episodes of each."""
+    logs, rng = [Log() for _ in range(N)], np.random.default_rng(0)
+    last = [(n, None, 0, True, False) for n in range(N)]
+    kept = []
+    for _ in range(rollouts):
+        with standard_promotion():
+            taken = [*kept, *receive(envs, logs, last, rng)]
+        kept = list(last)
+        columns = zip(("env_ids", "obs", "rewards", "terminated", "truncated"), zip(*taken, strict=True), strict=True)
+        yield {name: np.array(x) for name, x in columns}, [log.cut() for log in logs]
+
+
+def receive(envs, logs, last, rng):
+    """Steps the environments until the last one ends an episode; `last` is the last row of each, and is changed."""
+    for t in itertools.count():
+        if t > 80 and last[-1][3]:
+            return
+        obs, _, terminated, truncated, info = envs.recv()
+        envs.send(rng.integers(2, size=2).astype(np.int32), info["env_id"])
+        for n, *row in zip(info["env_id"], obs, terminated, truncated, strict=True):
+            resets = last[n][3] or last[n][4]
+            reward = np.float32(0 if resets else row[0][1])  # CartPole's own is 1, which would hide a shift
+            if resets:
+                logs[n].reset(row[0])
+            else:
+                logs[n].step(row[0], reward, *row[1:])
+            last[n] = (n, row[0], reward, *row[1:])
+            yield last[n]
 
 
 def envpool_rows(logs, interface):

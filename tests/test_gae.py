@@ -23,7 +23,7 @@ from support.laws import LAWS, assert_close, flags_of, inputs_of
 from support.meshes import make_mesh
 from support.oracle import oracle
 from support.rollouts import FLAGS, random_rollout, rollouts
-from support.versions import enable_x64, transposes_any_scan
+from support.versions import enable_x64
 
 import gae_jax
 from gae_jax import GAE, gae
@@ -209,21 +209,6 @@ def test_derivatives_forward_reverse_and_second_order(gamma, lambda_, dead):
     with enable_x64(True):
         flags, inputs = flags_of(rollout), jax.tree.map(np.float64, inputs_of(rollout))
         check_grads(jax.jit(lambda x: gae(**x, **flags)), (inputs,), order=2, modes=["fwd", "rev"])
-
-
-@pytest.mark.parametrize("implementation", [pytest.param("scan", marks=transposes_any_scan), "blocked", None])
-def test_transpose(implementation):
-    """Advantages are linear in rewards and values; the transposed map is the gradient of a weighted sum.
-
-    `jax.linear_transpose` takes implementation="scan" only; `jax.vjp` takes all.
-    """
-    fn = functools.partial(advantages, implementation=implementation)
-    gradient = jax.grad(lambda inputs: jnp.sum(fn(inputs)))(INPUTS)
-    if implementation == "scan":
-        [transposed] = jax.linear_transpose(fn, INPUTS)(jnp.ones((12, 4)))
-    else:
-        [transposed] = jax.vjp(fn, INPUTS)[1](jnp.ones((12, 4)))
-    assert_trees_close(transposed, gradient)
 
 
 # The compiled program.

@@ -201,7 +201,7 @@ REFUSED = [
     ({"advantages": X.tolist()}, TypeError, "`advantages` must be an array of numbers; got list"),
     ({"advantages": None}, TypeError, "`advantages` must be an array of numbers; got NoneType"),
     ({"advantages": "1"}, TypeError, "`advantages` must be an array of numbers; got str"),
-    ({"advantages": X > 0}, TypeError, "`advantages` must hold floating-point numbers or integers; got dtype bool"),
+    ({"advantages": X > 0}, TypeError, "`advantages` must hold floating-point .* got dtype bool"),
     ({"advantages": 1j * X}, TypeError, "`advantages` must hold floating-point .* got dtype complex64"),
     ({"mask": [True, False]}, TypeError, "`mask` must be an array of flags; got list"),
     ({"mask": "all"}, TypeError, "`mask` must be an array of flags; got str"),
@@ -215,8 +215,8 @@ REFUSED = [
     ({"epsilon": "1e-8"}, TypeError, "`epsilon` must be a number; got '1e-8'"),
     ({"epsilon": 1j}, TypeError, "`epsilon` must be a number; got 1j"),
     ({"epsilon": True}, TypeError, "`epsilon` must be a number; got True"),
-    ({"axis_name": "x"}, ValueError, "`axis_name` must name axes of the mesh, inside a jax.shard_map .*; got 'x'"),
-    ({"axis_name": ("x", "y")}, ValueError, r"`axis_name` must name axes of the mesh.*; got \('x', 'y'\)"),
+    ({"axis_name": "x"}, ValueError, r"`axis_name` must name mesh axes of a jax\.shard_map around this call; got 'x'"),
+    ({"axis_name": ("x", "y")}, ValueError, r"`axis_name` must name mesh axes.*; got \('x', 'y'\)"),
     ({"axis_name": ["x"]}, TypeError, r"`axis_name` must be a name or a tuple of names; got \['x'\]"),
     ({"axis_name": 0}, TypeError, "`axis_name` must be a name or a tuple of names; got 0"),
 ]
@@ -231,7 +231,7 @@ def test_refuses(change, error, message):
 
 def test_refuses_an_axis_that_the_mesh_lacks_or_a_name_twice():
     for axis_name in ("time", ("data", "time")):
-        with pytest.raises(ValueError, match=r"`axis_name` must name axes of the mesh.* no shard_map"):
+        with pytest.raises(ValueError, match="`axis_name` must name mesh axes"):
             over(MESH, axis_name)(X.repeat(4, 1), X.repeat(4, 1))
     with pytest.raises(ValueError, match="`axis_name` must not repeat a name"):
         over(MESH, ("data", "data"))(X.repeat(4, 1), X.repeat(4, 1))

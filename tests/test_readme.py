@@ -15,7 +15,7 @@ from support.oracle import oracle
 import gae_jax
 from gae_jax import _recursion, testing
 
-README, ENVIRONMENTS, MIGRATING = "README.md", "examples/environments.md", "examples/migrating.md"
+README, MIGRATING = "README.md", "examples/migrating.md"
 PAGES = sorted(
     {README, "tests/README.md", *(f"examples/{path.name}" for path in (pages.ROOT / "examples").glob("*.md"))}
 )
@@ -83,11 +83,6 @@ def test_api_names_are_the_public_names():
 def test_page_of_the_tests_names_every_module():
     modules = {path.name for path in (pages.ROOT / "tests").glob("test_*.py")}
     assert set(re.findall(r"`(test_\w+\.py)`", pages.read("tests/README.md"))) == modules
-
-
-def test_flags_are_the_table_of_environments():
-    head = "| your environment | pass to `gae` |"
-    assert pages.table(README, head) == pages.table(ENVIRONMENTS, head)
 
 
 def rejax_arrays(rollout):

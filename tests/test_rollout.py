@@ -14,7 +14,7 @@ from support.rollouts import random_rollout
 from support.versions import enable_x64
 
 import gae_jax
-from gae_jax import GAE, gae, n_step_advantages, normalize, vtrace
+from gae_jax import GAE, gae, n_step_advantages
 
 pytestmark = pytest.mark.versions
 
@@ -83,67 +83,38 @@ SPLIT_SHAPES = [
         r"`bootstrap_value` must have shape \(3,\), the shape of `rewards` without time; got \(5,\)",
     ),
 ]
-TYPES = [
-    ({"rewards": None}, r"`rewards` must be an array of numbers; got NoneType"),
-    ({"values": [[0.0] * N] * (T + 1)}, r"`values` must be an array of numbers; got list"),
-    ({"terminated": None}, r"`terminated` must be an array of flags; got NoneType"),
-    ({"mask": np.full((T, N), None)}, r"`mask` must be an array of flags; got dtype object"),
-    ({"rewards": np.full((T, N), "1")}, r"`rewards` must be an array of numbers; got dtype <U1"),
-    ({"rewards": zeros(T, N, dtype=bool)}, r"`rewards` must hold floating-point numbers or integers; got dtype bool"),
-    ({"values": zeros(T + 1, N, dtype=np.complex64)}, r"`values` must hold floating-point .* got dtype complex64"),
+DROPS = r"Drop its axis of length 1\."
+SHAPES += [
+    ({"values": zeros(T + 1, N, 1)}, rf"`values` must have shape \(6, 3\), .* got \(6, 3, 1\)\. {DROPS}$"),
+    ({"values": zeros(T, N, 1)}, rf"`values` .* got \(5, 3, 1\)\. {DROPS} Append V\(s_T\)"),
+    ({"rewards": zeros(T), "terminated": zeros(T), "values": zeros(T + 1, 1)}, rf"`values` .* got \(6, 1\)\. {DROPS}$"),
+    ({"terminated": zeros(T, N, 1)}, rf"`terminated` must have shape \(5, 3\), .* got \(5, 3, 1\)\. {DROPS}$"),
+]
+SPLIT_SHAPES += [({"values": zeros(T, N, 1)}, rf"`values` must have shape \(5, 3\), .* got \(5, 3, 1\)\. {DROPS}$")]
+TEAM = GOOD | {"rewards": zeros(T, N, 2), "values": zeros(T + 1, N, 2), "terminated": zeros(T, N, 2)}
+TEAM_SHAPES = [
     (
-        {"terminated": zeros(T, N, dtype=np.complex64)},
-        r"`terminated` must hold flags, bool or 0 and 1; got dtype complex64",
+        {"terminated": zeros(T, N)},
+        r"`terminated` .* got \(5, 3\)\. If the last axes share it, pass .*\(x\[\.\.\., None\], \(5, 3, 2\)\)\.$",
     ),
-    ({"gamma": [0.9] * N}, r"`gamma` must be an array of numbers; got list"),
-    ({"time_axis": 1.0}, r"`time_axis` must be an integer; got 1.0"),
-    ({"time_axis": "time"}, r"`time_axis` must be an integer; got 'time'"),
-    ({"gamma": None}, r"`gamma` must be an array of numbers; got NoneType"),
-    ({"gamma": True}, r"`gamma` must hold floating-point numbers or integers; got dtype bool"),
-    ({"lambda_": "0.95"}, r"`lambda_` must be an array of numbers; got str"),
-    ({"time_axis": [0]}, r"`time_axis` must be an integer; got \[0\]"),
-    ({"axis_name": ["time"]}, r"`axis_name` must be a string; got \['time'\]"),
-    ({"implementation": ["scan"]}, r"`implementation` must be a string; got \['scan'\]"),
-    ({"values": np.ma.zeros((T + 1, N))}, r"`values` must be an array of numbers; got MaskedArray"),
-    ({"mask": np.ma.zeros((T, N), bool)}, r"`mask` must be an array of flags; got MaskedArray"),
-    ({"rewards": zeros(T, N, dtype=[("r", "f4")])}, r"`rewards` must be an array of numbers; got dtype \[\('r'"),
-    ({"mask": zeros(T, N, dtype=[("m", "?")])}, r"`mask` must be an array of flags; got dtype \[\('m'"),
-    *(
-        ({name: jnp.zeros((T, N), dtype)}, rf"`{name}` must hold .*; got dtype {dtype.dtype.name}")
-        for name in ("rewards", "terminated", "gamma")
-        for dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2)
+    ({"mask": zeros(T)}, r"`mask` .* got \(5,\)\. .* pass jnp.broadcast_to\(x\[\.\.\., None, None\], \(5, 3, 2\)\)\.$"),
+    (
+        {"values": zeros(T + 1, N)},
+        r"`values` .* got \(6, 3\)\. .* jnp.broadcast_to\(x\[\.\.\., None\], \(6, 3, 2\)\)\.$",
     ),
-    ({"rewards": np.zeros((T, N), jnp.float8_e4m3fn)}, r"`rewards` must hold .*; got dtype float8_e4m3fn"),
+    ({"mask": zeros(T), "time_axis": 1}, r"`mask` must have shape \(5, 3, 2\), the shape of `rewards`; got \(5,\)\.$"),
 ]
 DROPPED = [({"final_values": zeros(T, N)}, r"`final_values` is read only where `truncated` is set: pass `truncated`")]
-WRAPPED = [
-    ({"rewards": np.full((T, N), x)}, r"`rewards` holds integers that .* cannot hold.*convert them to floating point")
-    for x in (2**40, 2**31, -(2**31) - 1, np.uint64(2**32))
-]
-NAMES = [
-    (
-        {"axis_name": "time"},
-        r"`axis_name` must be an axis of the mesh, inside a jax\.shard_map .*; got 'time', which no",
-    ),
-    ({"implementation": "cuda"}, r"`implementation` must be None or one of 'scan', 'blocked', 'pallas'; got 'cuda'"),
-]
-RANGES = [
-    ({name: x}, rf"`{name}` must lie in \[0, 1\]; got {x}")
-    for name in ("gamma", "lambda_")
-    for x in (1.5, -0.1, 99, 10**400, float("nan"), np.float32(1.5), np.float64(-0.5), np.int64(2), np.array(1.5))
-]
-NOT_HERE = [({"implementation": "pallas"}, r"implementation='pallas' is for TPUs")]
 CASES = [
-    *((GOOD | change, ValueError, message) for change, message in SHAPES + NAMES + RANGES + DROPPED + WRAPPED),
-    *((SPLIT | change, ValueError, message) for change, message in SPLIT_SHAPES),
-    *((GOOD | change, TypeError, message) for change, message in TYPES),
-    *((GOOD | change, NotImplementedError, message) for change, message in NOT_HERE),
+    *((GOOD | change, message) for change, message in SHAPES + DROPPED),
+    *((SPLIT | change, message) for change, message in SPLIT_SHAPES),
+    *((TEAM | change, message) for change, message in TEAM_SHAPES),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), CASES, ids=[message for _, _, message in CASES])
-def test_bad_argument(arguments, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("arguments", "message"), CASES, ids=[message for _, message in CASES])
+def test_bad_argument(arguments, message):
+    with pytest.raises(ValueError, match=f"(?m){message}"):
         gae(**arguments)
 
 
@@ -156,28 +127,6 @@ def test_batch_major_arrays_by_mistake():
     """[N, T] throughout, with values [N, T+1]: only `values` shows the mistake."""
     with pytest.raises(ValueError, match=r"`values` .*time_axis=1"):
         gae(zeros(N, T), zeros(N, T + 1), zeros(N, T), gamma=0.99, lambda_=0.95)
-
-
-def test_integers_of_64_bits_that_fit_are_accepted():
-    """JAX reads them as int32 without x64, and 2 ** 40 as 0. Under x64, it reads them as they are."""
-    fits, not_in_32_bits = np.full((T, N), 2**31 - 1), np.full((T, N), 2**40)
-    np.testing.assert_array_equal(gae(**GOOD | {"rewards": fits, "lambda_": 0.0}).advantages, np.float32(2**31))
-    with enable_x64(True):
-        advantages = gae(**GOOD | {"rewards": not_in_32_bits, "lambda_": 0.0}).advantages
-    np.testing.assert_array_equal(advantages, np.float32(2**40))
-    with pytest.raises(ValueError, match="`advantages` holds integers that int32 cannot hold, and JAX reads int64"):
-        normalize(not_in_32_bits)
-
-
-@pytest.mark.parametrize("estimate", [vtrace, n_step_advantages], ids=["vtrace", "n_step_advantages"])
-def test_the_other_estimators_raise_the_same_errors(estimate):
-    arguments = {name: x for name, x in GOOD.items() if name != "lambda_"}
-    arguments |= {"log_rhos": zeros(T, N)} if estimate is vtrace else {"n": 2}
-    with pytest.raises(TypeError, match=r"`time_axis` must be an integer; got \[0\]"):
-        estimate(**arguments, time_axis=[0])
-    for change, message in DROPPED + WRAPPED:
-        with pytest.raises(ValueError, match=message):
-            estimate(**arguments | change)
 
 
 def test_errors_are_raised_while_tracing():
@@ -217,19 +166,6 @@ class TestGAE:
     def test_shapes(self, done, rewards, values, message):
         with pytest.raises(ValueError, match=message):
             self.estimate(done, rewards, values)
-
-    def test_lists(self):
-        done, rewards, values = zeros(N, T), zeros(N, T), zeros(N, T + 1)
-        with pytest.raises(TypeError, match="`done` must be an array of flags; got list"):
-            self.estimate(done.tolist(), rewards, values)
-        with pytest.raises(TypeError, match="`rewards` must be an array of numbers; got list"):
-            self.estimate(done, rewards.tolist(), values)
-        with pytest.raises(TypeError, match="`values` must be an array of numbers; got list"):
-            self.estimate(done, rewards, values.tolist())
-
-    def test_range(self):
-        with pytest.raises(ValueError, match=r"`gamma` must lie in \[0, 1\]; got 9"):
-            GAE(N, T, 9, 0.95)(zeros(N, T), zeros(N, T), zeros(N, T + 1))
 
 
 # Dtypes.

@@ -6,14 +6,24 @@ import sys
 import textwrap
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import token_level
 from support import pages
-from support.recipes import PAGE, largest_difference, outputs_of
-from support.references import RECIPES
+from support.oracle import oracle
+from support.recipes import PAGE, known_names, largest_difference, outputs_of, random_names, reference_of
+from support.references import GAMMA, RECIPES, returns_so_far, spans
 
 SEEDS = range(3)
 TOLERANCE = 1e-5  # of the root mean square of the reference
+
+MOVED = "Rewards and ends of masked rows"
+MOVED_FINAL_VALUES = "jnp.where(truncated, final_values, 0)"
+CALL = """
+advantages, _ = gae(
+    rewards, values, terminated, truncated, final_values=final_values, mask=mask, gamma=gamma, lambda_=lambda_
+)
+"""
 
 # A mistake in each recipe, which its test must find: what is printed, and what stands there instead.
 MISTAKES = {
@@ -21,14 +31,19 @@ MISTAKES = {
     "KL in the reward": ("-beta * kl", "beta * kl"),
     "Packed sequences, by `cu_seqlens`": ("cu_seqlens[1:] - 1", "cu_seqlens[:-1]"),
     "Packed sequences, by segment ids": ("jnp.where(mask, segment_ids, behind)", "segment_ids"),
-    "One decay a turn": ("mask=first", "mask=mask"),
+    "One decay per turn": ("jnp.where(mask | jnp.isfinite(rewards), rewards, 0)", "jnp.where(mask, rewards, 0)"),
     "λ by length": ("alpha * lengths", "lengths"),
     "Another λ for the critic": ("lambda_=1.0", "lambda_=lambda_"),
     "Reward to go": ("normalize(returns, mask)", "normalize(returns)"),
+    MOVED: (", -1, axis=time_axis)", ", 0, axis=time_axis)"),
+    "Turn-based games of several players": ("gae(own_rewards", "gae(rewards"),
+    "Two players of a zero-sum game": ("jnp.where(same, gamma, -gamma)", "gamma"),
     "Agents that die": ("mask=alive, ", ""),
     "Team rewards": ("jnp.broadcast_to(done[..., None], shape)", "jnp.zeros(shape)"),
-    "Reward channels": ("gamma=gammas", "gamma=gammas[0]"),
+    "Reward channels": ("episodic[None, None]", "jnp.ones_like(episodic)[None, None]"),
     "Normalization of each agent": ("jax.vmap(normalize, in_axes=-1, out_axes=-1)", "normalize"),
+    "A state without a value": ("lambda_=lambdas", "lambda_=lambda_"),
+    "Rewards in units of their return": ("jnp.pad(ends[:-1], ((1, 0), (0, 0)))", "ends"),
     "Renormalized weights of a finite horizon": ("lam ** (n - 1)", "lam**n"),
     "Retrace": ("jnp.roll(c, -1, axis=0)", "c"),
     "UPGO": (", -1, axis=0)", ", 0, axis=0)"),
@@ -41,7 +56,7 @@ AXES = "Normalization over data and context axes at once"
 IN_TOKEN_LEVEL = (
     "Prompt, tool and padding tokens",
     "KL in the reward",
-    "One decay a turn",
+    "One decay per turn",
     "λ by length",
     "Another λ for the critic",
 )
@@ -51,7 +66,7 @@ IN_TOKEN_LEVEL = (
 def test_recipe_matches_its_definition(heading):
     for seed in SEEDS:
         assert largest_difference(heading, seed) < TOLERANCE
-    assert all(x.dtype == jnp.float32 for x in outputs_of(heading, 0).values())
+    assert all(x.dtype == (bool if name == "keep" else jnp.float32) for name, x in outputs_of(heading, 0).items())
 
 
 @pytest.mark.parametrize("heading", MISTAKES)
@@ -79,6 +94,83 @@ def test_segments_need_the_last_chosen_token():
     assert largest_difference(heading, 0, code=code) > 0.1
 
 
+def test_rewards_and_ends_are_moved_along_axis_1():
+    arrays = {name: x.T for name, x in random_names(MOVED, 0).items() if isinstance(x, np.ndarray)}
+    result = pages.run(pages.recipes(PAGE)[MOVED], known_names() | arrays | {"time_axis": 1})
+    for name, want in reference_of(MOVED, 0).items():
+        np.testing.assert_allclose(result[name].T, want, rtol=0, atol=TOLERANCE)
+
+
+def test_moved_rewards_and_ends_give_the_advantages_of_my_own_steps():
+    """Also with a value of the final observation, which stands in the row where the episode was cut off."""
+    names = random_names(MOVED, 0)
+    final_values = np.random.default_rng(1).normal(size=names["mask"].shape).astype(np.float32)
+    code = f"final_values = to_my_steps({MOVED_FINAL_VALUES}, mask, terminated | truncated, time_axis)\n"
+    code = pages.recipes(PAGE)[MOVED].replace("rewards = jnp", f"{code}rewards = jnp", 1) + CALL
+    result = pages.run(code, known_names() | names | {"final_values": final_values})
+    for n in range(names["mask"].shape[1]):
+        mask, terminated, truncated = (names[name][:, n] for name in ("mask", "terminated", "truncated"))
+        steps = list(spans(mask, terminated | truncated))
+        rows = [i for i, _ in steps]
+        want, _ = oracle(
+            [np.nansum(names["rewards"][i:j, n], dtype=np.float64) for i, j in steps],
+            names["values"][rows, n],
+            [terminated[j - 1] for _, j in steps],
+            [truncated[j - 1] for _, j in steps],
+            final_values=[final_values[j - 1, n] for _, j in steps],
+            gamma=names["gamma"],
+            lambda_=names["lambda_"],
+            bootstrap_value=names["values"][-1, n],
+        )
+        np.testing.assert_allclose(result["advantages"][rows, n], want, rtol=0, atol=TOLERANCE)
+
+
+def test_page_tells_how_final_values_are_moved():
+    assert f"`{MOVED_FINAL_VALUES}`" in pages.read(PAGE)
+
+
+def test_team_rewards_after_death_reach_the_steps_before_it():
+    """An agent that dies for good, and whose team is rewarded later: its return is the team's, to the end."""
+    heading, steps = "A state without a value", 6
+    alive = np.arange(steps + 1)[:, None] < np.array([3, steps + 1])  # the first agent dies in its third step
+    names = {
+        "has_value": alive,
+        "rewards": np.ones((steps, 2), np.float32),
+        "values": np.where(alive, 0.5, np.nan).astype(np.float32),
+        "terminated": np.arange(steps)[:, None] == [steps - 1, steps - 1],
+        "gamma": 0.5,
+        "lambda_": 0.9,
+    }
+    result = pages.run(pages.recipes(PAGE)[heading], known_names() | names)
+    rewards_to_the_end = 1 + 0.5 + 0.25 + 0.125  # from its third step on
+    np.testing.assert_allclose(result["targets"][2, 0], rewards_to_the_end)
+    np.testing.assert_array_equal(result["keep"], alive[:-1])
+
+
+def test_deviation_of_returns_is_carried_over_rollouts():
+    """From the initial carry, over three rollouts: the deviation of all returns so far."""
+    rng = np.random.default_rng(0)
+    rewards, ends = rng.normal(3, 5, (90, 4)).astype(np.float32), rng.random((90, 4)) < 0.1
+    code, carry = pages.recipes(PAGE)["Rewards in units of their return"], (jnp.zeros(4), 0.0, 0.0, 0.0)
+    for rows in np.split(np.arange(90), [20, 50]):
+        names = {"rewards": rewards[rows], "ends": ends[rows], "carry": carry, "gamma": GAMMA}
+        result = pages.run(code, known_names() | names)
+        carry = result["carry"]
+        deviation = np.std(returns_so_far(rewards[: rows[-1] + 1], ends[: rows[-1] + 1]))
+        np.testing.assert_allclose(result["scaled"], rewards[rows] / deviation, rtol=TOLERANCE)
+
+
+def test_target_of_a_dropped_row_is_the_largest_q():
+    """It is no target for the Q of the action that was taken, and `keep` is False there."""
+    heading = "Peng's Q(λ)"
+    names, outputs = random_names(heading, 0), outputs_of(heading, 0)
+    dropped = names["truncated"] & ~names["terminated"]
+    best = names["q_values"][:-1].max(axis=-1)
+    assert dropped.sum() > 3
+    np.testing.assert_array_equal(outputs["targets"][dropped], best[dropped])
+    np.testing.assert_array_equal(outputs["keep"], ~dropped)
+
+
 def test_every_recipe_has_a_reference_and_a_mistake():
     assert set(pages.recipes(PAGE)) == set(RECIPES) == {*MISTAKES, AXES}
 
@@ -97,11 +189,13 @@ def test_table_of_recipes_has_their_lines_and_differences():
     assert all(float(difference) < TOLERANCE for _, _, difference in rows)
 
 
-@pytest.mark.parametrize("heading", IN_TOKEN_LEVEL)
+@pytest.mark.parametrize("heading", [*IN_TOKEN_LEVEL, MOVED])
 @pytest.mark.examples
 def test_token_level_has_the_lines_of_the_recipe(heading):
+    code = pages.recipes(PAGE)[heading]
+    code = code.partition("\n\n")[0] if heading == MOVED else code  # the function; `arrived` is not needed there
     script = iter(line.strip() for line in pages.read("examples/token_level.py").splitlines())
-    for line in pages.recipes(PAGE)[heading].splitlines():
+    for line in code.splitlines():
         assert line.strip() in script  # which advances the iterator: the lines stand there in this order
 
 

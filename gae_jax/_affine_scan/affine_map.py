@@ -1,7 +1,6 @@
 """Affine maps h -> a h + b, as pairs of arrays: what a row of an affine scan does to the carry, and so do many rows."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +29,3 @@ def compose(first: AffineMap, then: AffineMap) -> AffineMap:
 def mul_zero_absorbs(a: Array, h: Array) -> Array:
     """Returns a h, where 0 times NaN or infinity is 0: a row that does not read the carry forgets a bad one too."""
     return a * jnp.where((a == 0) & ~jnp.isfinite(h), 0, h)
-
-
-def maps_of_rows(step: Callable[..., Any], init: Array, xs: Any, shared: Any) -> AffineMap:
-    """Returns the map of each row, `[T, *B]`: the step's carry at 0, and its derivative."""
-
-    def map_of_row(row: Any) -> AffineMap:
-        b, a = jax.jvp(lambda h: step(h, row, shared)[0], (jnp.zeros_like(init),), (jnp.ones_like(init),))
-        return AffineMap(a, b)
-
-    return jax.vmap(map_of_row)(xs)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gae_jax._affine_scan.affine_map import AffineMap, apply, compose, maps_of_rows
+from gae_jax._affine_scan.affine_map import AffineMap, apply, compose
 
 # Rows in a block. Longer blocks save a stage, but a kernel that writes the carries of K rows takes K (K - 1) / 2 steps.
 SHORTEST, LONGEST = 8, 16
@@ -26,7 +26,7 @@ SHORTEST, LONGEST = 8, 16
 
 def blocked(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step on all rows at once, from carries found by composing blocks of rows."""
-    maps = maps_of_rows(step, init, xs, shared)
+    maps = _maps_of_rows(step, init, xs, shared)
     if reverse:
         maps = jax.tree.map(lambda x: x[::-1], maps)
     last, entering = _carries(maps, init)
@@ -34,6 +34,16 @@ def blocked(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reve
         entering = entering[::-1]
     _, ys = jax.vmap(step, in_axes=(0, 0, None))(entering, xs, shared)
     return last, ys
+
+
+def _maps_of_rows(step: Callable[..., Any], init: Array, xs: Any, shared: Any) -> AffineMap:
+    """Returns the map of each row, `[T, *B]`: the step's carry at 0, and its derivative."""
+
+    def map_of_row(row: Any) -> AffineMap:
+        b, a = jax.jvp(lambda h: step(h, row, shared)[0], (jnp.zeros_like(init),), (jnp.ones_like(init),))
+        return AffineMap(a, b)
+
+    return jax.vmap(map_of_row)(xs)
 
 
 def _carries(maps: AffineMap, init: Array) -> tuple[Array, Array]:

@@ -17,8 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gae_jax._affine_scan.placement import struct_placed_like
-from gae_jax._affine_scan.versions import KERNELS_ON_EXPLICIT_AXES, reshard
+from gae_jax._affine_scan.versions import KERNELS_ON_EXPLICIT_AXES, VARYING, reshard
 
 MOST_LANES = 2048  # in a block: with fewer, the loop costs more than its work; with more, registers run out
 FEWEST_LANES = 16  # a vector has 128 lanes: a narrower batch leaves most of them empty
@@ -93,10 +92,9 @@ def _kernel(
     """Returns the last carry `[1, lanes]`, and the outputs `[T, lanes]`."""
     length, lanes = jax.tree.leaves(rows)[0].shape
     _, y = jax.eval_shape(step, init, jax.tree.map(lambda x: x[:1], rows), shared)
-    outputs = (
-        struct_placed_like((1, lanes), init.dtype, init),
-        jax.tree.map(lambda x: struct_placed_like((length, lanes), x.dtype, init), y),
-    )
+    varying = {VARYING: getattr(jax.typeof(init), VARYING)}  # over the mesh axes of a shard_map, as the carry does
+    last = jax.ShapeDtypeStruct((1, lanes), init.dtype, **varying)
+    outputs = last, jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, lanes), x.dtype, **varying), y)
     inputs = init, rows, shared
     flags = sum(jax.tree.leaves(is_flag))
     row_bytes = BYTES * (len(jax.tree.leaves((inputs, outputs))) + flags)
@@ -123,6 +121,8 @@ def _kernel(
             copy[...] = rows[...]
             return copy
 
+        # allow_input_fusion: the compiler converts flags to int32 as it reads a block, so memory holds no int32 array.
+        # Such a block can only be read whole, not row by row: copy it into scratch memory, and read the copy by rows.
         rows = jax.tree.map(copied, rows, flags, is_leaf=lambda x: x is None)
         shared_values = jax.tree.map(lambda ref: ref[...], shared)
         local_rows = jnp.minimum(rows_in_block, length - block_of_time(pl.program_id(1)) * rows_in_block)

@@ -16,21 +16,6 @@ from jax import Array, lax
 from gae_jax._affine_scan.affine_map import AffineMap, apply
 
 
-def shard_index_and_count(axis_name: str) -> tuple[Array, int]:
-    """Returns the index of this device's shard along a mesh axis, and the number of shards.
-
-    Raises:
-      ValueError: there is no such axis here.
-    """
-    try:
-        return lax.axis_index(axis_name), lax.axis_size(axis_name)
-    except NameError:
-        raise ValueError(
-            "`axis_name` must be an axis of the mesh, inside a jax.shard_map that splits time over it; "
-            f"got {axis_name!r}, which no shard_map around this call maps over"
-        ) from None
-
-
 def sharded(
     scan: Callable[..., tuple[Array, Any]],
     step: Callable[..., Any],
@@ -45,7 +30,7 @@ def sharded(
 
     Reads `init` on the device where the scan begins. Returns the last carry of all shards, and the outputs of this one.
     """
-    index, count = shard_index_and_count(axis_name)
+    index, count = lax.axis_index(axis_name), lax.axis_size(axis_name)
     is_first = index == (count - 1 if reverse else 0)
     # The carry that enters the first shard is known there, so the first map is the constant that leaves it: a = 0.
     start = jnp.where(is_first, init, jnp.zeros_like(init))

@@ -4,8 +4,6 @@ from typing import Any
 
 import jax
 
-# Before, JAX transposes a `lax.scan` only if JAX itself has derived the scan as a tangent.
-TRANSPOSES_ANY_SCAN = jax.__version_info__ >= (0, 10)
 VARYING = "manual_axis_type" if jax.__version_info__ >= (0, 10) else "vma"  # of a type inside `jax.shard_map`
 KERNELS_ON_EXPLICIT_AXES = jax.__version_info__ >= (0, 9)  # before, a shard_map cannot be mapped there
 reshard: Any = jax.reshard if jax.__version_info__ >= (0, 8) else jax.sharding.reshard

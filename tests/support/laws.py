@@ -5,7 +5,6 @@ A law raises an AssertionError where the library breaks it. `test_gae.py` checks
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +16,11 @@ from support.rollouts import FLAGS, PARAMETERS, Rollout
 
 
 class Library(NamedTuple):
-    """What a law reads of a library."""
+    """The estimators that a law calls, in the place of a library that has them."""
 
-    gae: Callable[..., Any]
+    gae: Any = None
+    vtrace: Any = None
+    n_step_advantages: Any = None
 
 
 def matches_oracle(lib, rollout):

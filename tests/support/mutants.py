@@ -1,4 +1,4 @@
-"""The package with one line changed: each mutant of `mutants.txt` makes one mistake, and some laws must detect it."""
+"""The package with one mistake: each mutant of `mutants.txt` replaces one fragment, and some laws must detect it."""
 
 import importlib
 import pathlib
@@ -6,18 +6,28 @@ import re
 import shutil
 import sys
 from typing import NamedTuple
+from unittest import mock
 
 import gae_jax
 
+PACKAGE = pathlib.Path(gae_jax.__file__).parent
+
 
 class Mutant(NamedTuple):
-    """A line of a file of the package, the line in its place, and the names of the laws that must fail."""
+    """A file of the package, the laws that must fail, a fragment of the file, and the fragment in its place."""
 
     name: str
     file: str
     caught_by: tuple[str, ...]
-    line: str
+    fragment: str
     instead: str
+
+    def source(self):
+        """Returns the text of the file, with the mistake."""
+        source = (PACKAGE / self.file).read_text(encoding="utf-8")
+        count = source.count(self.fragment)
+        assert count == 1, f"{self.name}: {self.fragment!r} must occur once in {self.file}; it occurs {count} times"
+        return source.replace(self.fragment, self.instead)
 
 
 def read_mutants():
@@ -26,7 +36,7 @@ def read_mutants():
     _, *sections = re.split(r"^=+ (.*)$", text, flags=re.MULTILINE)
     entry = re.compile(r"^(\w+): (\S+): (.*)\n- (.*)\n\+ (.*)$", re.MULTILINE)
     return {
-        title: [Mutant(name, file, tuple(laws.split(", ")), *lines) for name, file, laws, *lines in entry.findall(body)]
+        title: [Mutant(name, file, tuple(laws.split(", ")), *texts) for name, file, laws, *texts in entry.findall(body)]
         for title, body in zip(sections[::2], sections[1::2], strict=True)
     }
 
@@ -37,27 +47,17 @@ MUTANTS = BY_SECTION["gae"]
 
 def load(mutant, directory):
     """Imports the mutant from a copy of the package in `directory`; the package itself stays in `sys.modules`."""
-    package = pathlib.Path(directory) / "gae_jax"
-    shutil.copytree(pathlib.Path(gae_jax.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    file = package / mutant.file
-    file.write_text(mutated(file.read_text(encoding="utf-8"), mutant), encoding="utf-8")
+    copy = pathlib.Path(directory) / "gae_jax"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / mutant.file).write_text(mutant.source(), encoding="utf-8")
 
     real = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "gae_jax"}
     sys.path.insert(0, str(directory))
     try:
-        return importlib.import_module("gae_jax")
+        with mock.patch("jax.export.register_namedtuple_serialization"):  # the package has registered the name
+            return importlib.import_module("gae_jax")
     finally:
         sys.path.remove(str(directory))
         for name in [name for name in sys.modules if name.split(".")[0] == "gae_jax"]:
             del sys.modules[name]
         sys.modules.update(real)
-
-
-def mutated(source, mutant):
-    """Returns the source with the line replaced."""
-    lines = source.splitlines(keepends=True)
-    found = [i for i, line in enumerate(lines) if line.strip() == mutant.line]
-    assert len(found) == 1, f"{mutant.name}: {len(found)} lines of {mutant.file} are {mutant.line!r}"
-    [i] = found
-    lines[i] = lines[i].replace(mutant.line, mutant.instead)
-    return "".join(lines)

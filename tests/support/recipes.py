@@ -24,14 +24,25 @@ def reference_of(heading: str, seed: int) -> dict[str, np.ndarray]:
     return reference(**random_names(heading, seed))
 
 
+def is_data(x: Any) -> bool:
+    """Whether the recipe takes it as an array, or as a tuple of arrays; other names are constants."""
+    return isinstance(x, np.ndarray | tuple)
+
+
+def known_names() -> dict[str, Any]:
+    """The imports, and the function that one recipe defines and others call."""
+    function, _, _ = pages.recipes(PAGE)["Rewards and ends of masked rows"].partition("\n\n")
+    return pages.run(function, pages.imports(PAGE))
+
+
 @functools.cache
 def program(heading: str, code: str) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
     """The recipe as a function of its arrays, which returns the names that its reference defines."""
-    constants = {name: x for name, x in random_names(heading, 0).items() if not isinstance(x, np.ndarray)}
+    constants = {name: x for name, x in random_names(heading, 0).items() if not is_data(x)}
     wanted = reference_of(heading, 0)
 
     def outputs(arrays: dict[str, Any]) -> dict[str, jax.Array]:
-        result = pages.run(code, pages.imports(PAGE) | constants | arrays)
+        result = pages.run(code, known_names() | constants | arrays)
         return {name: result[name] for name in wanted}
 
     return jax.jit(outputs)
@@ -40,9 +51,7 @@ def program(heading: str, code: str) -> Callable[[dict[str, Any]], dict[str, jax
 def outputs_of(heading: str, seed: int, *, code: str | None = None) -> dict[str, jax.Array]:
     """What the recipe computes inside jit, or `code` in its place."""
     code = pages.recipes(PAGE)[heading] if code is None else code
-    return program(heading, code)(
-        {name: x for name, x in random_names(heading, seed).items() if isinstance(x, np.ndarray)}
-    )
+    return program(heading, code)({name: x for name, x in random_names(heading, seed).items() if is_data(x)})
 
 
 def largest_difference(heading: str, seed: int, *, code: str | None = None) -> float:

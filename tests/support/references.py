@@ -58,6 +58,18 @@ def finished_tokens(rng: np.random.Generator) -> Names:
     return names | {"terminated": terminated}
 
 
+def tool_tokens(rng: np.random.Generator) -> Names:
+    """Rewards also on the prompt, on the tool's tokens and after the end; some ends are on a tool's token."""
+    names = token_batch(rng)
+    mask, rewards, shape = names["mask"], names["rewards"], names["mask"].shape
+    arrived = np.where(rng.random(shape) < 0.7, floats(rng, *shape), np.nan)
+    terminated = np.zeros(shape, bool)
+    for sample, rows in live_rows(mask):
+        last = min(rows[-1] + rng.integers(3), shape[1] - 1)
+        terminated[sample, last] = names["finished"][sample]
+    return names | {"rewards": np.where(mask, rewards, arrived).astype(np.float32), "terminated": terminated}
+
+
 def penalized_tokens(rng: np.random.Generator) -> Names:
     mask = token_batch(rng)["mask"]
     last = np.zeros_like(mask)
@@ -121,6 +133,49 @@ def plain(rng: np.random.Generator) -> Names:
     return steps_of(rng, 4)
 
 
+def own_steps(rng: np.random.Generator) -> Names:
+    """Rollouts of several episodes in which half of the rows are mine; rewards and ends on any row, some NaN."""
+    names = steps_of(rng, 4)
+    mask = rng.random((40, 4)) < 0.5
+    rewards = np.where(mask | (rng.random((40, 4)) < 0.8), names["rewards"], np.nan).astype(np.float32)
+    truncated = (rng.random((40, 4)) < 0.1) & ~names["terminated"]
+    return names | {"rewards": rewards, "truncated": truncated, "mask": mask, "time_axis": 0}
+
+
+def turn_based(rng: np.random.Generator) -> Names:
+    """Three players in random order; every row has a reward for each of them."""
+    player = rng.integers(3, size=(40, 4)).astype(np.int32)
+    return steps_of(rng, 4, 3) | {"terminated": rng.random((40, 4)) < 0.1, "player": player}
+
+
+def zero_sum(rng: np.random.Generator) -> Names:
+    """Two players; the one who moved moves again in some rows."""
+    return plain(rng) | {"player": rng.integers(2, size=(41, 4)).astype(np.int32)}
+
+
+def unvalued_states(rng: np.random.Generator) -> Names:
+    names = plain(rng)
+    has_value = rng.random((41, 4)) < 0.7
+    has_value[-1] = True
+    values = np.where(has_value, names["values"], np.nan).astype(np.float32)
+    return names | {"values": values, "has_value": has_value}
+
+
+def second_rollout(rng: np.random.Generator) -> Names:
+    """A rollout, and the carry of the rollout before it, whose rewards are kept for the reference."""
+    rewards, ends = 5 * floats(rng, 80, 4) + np.float32(2), rng.random((80, 4)) < 0.1
+    earlier = returns_so_far(rewards, ends)[:40]
+    moments = [np.float32(x) for x in (earlier.size, earlier.mean(), earlier.var())]
+    count, mean, variance = (np.asarray(x) for x in moments)
+    return {
+        "rewards": rewards[40:],
+        "ends": ends[40:],
+        "carry": (np.where(ends[39], 0, earlier[-1]).astype(np.float32), count, mean, variance),
+        "gamma": GAMMA,
+        "whole": (rewards, ends),
+    }
+
+
 def mortal_agents(rng: np.random.Generator) -> Names:
     """Agents die at random, and live again after the end of the episode."""
     names = steps_of(rng, 4, 3)
@@ -140,13 +195,18 @@ def team(rng: np.random.Generator) -> Names:
 
 
 def reward_channels(rng: np.random.Generator) -> Names:
-    gammas = np.array([0.9, 0.97, 1.0], np.float32)
-    return steps_of(rng, 4, 3) | {"done": rng.random((40, 4)) < 0.1, "gammas": gammas, "weights": floats(rng, 3)}
+    """The second channel goes on over the ends of episodes."""
+    constants = {"gammas": np.array([0.9, 0.97, 1.0], np.float32), "episodic": np.array([True, False, True])}
+    return steps_of(rng, 4, 3) | {"done": rng.random((40, 4)) < 0.1, "weights": floats(rng, 3)} | constants
 
 
 def agents_advantages(rng: np.random.Generator) -> Names:
     alive = mortal_agents(rng)["alive"]
     return {"advantages": floats(rng, *alive.shape) * np.array([1, 5, 0.1], np.float32) + np.float32(2), "alive": alive}
+
+
+def q_learning(rng: np.random.Generator) -> Names:
+    return plain(rng) | {"q_values": floats(rng, 41, 4, 5), "truncated": rng.random((40, 4)) < 0.1}
 
 
 def off_policy(rng: np.random.Generator) -> Names:
@@ -223,14 +283,16 @@ def of_segments(rewards, values, mask, segment_ids, gamma, lambda_, **_):
 
 
 def of_turns(rewards, values, mask, terminated, last_values, gamma, lambda_, **_):
-    """A rollout of turns: the sum of their rewards, the value at their first token."""
+    """A rollout of turns: the sum of what arrives before the next turn or the end, the value at their first token."""
     advantages = np.zeros(mask.shape)
     for sample, rows in live_rows(mask):
         turns = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        end = np.argmax(terminated[sample]) if terminated[sample].any() else mask.shape[1] - 1
+        bounds = [*(turn[0] for turn in turns), end + 1]
         of_turn, _ = oracle(
-            [np.sum(rewards[sample, turn], dtype=np.float64) for turn in turns],
+            [np.nansum(rewards[sample, i:j], dtype=np.float64) for i, j in itertools.pairwise(bounds)],
             [values[sample, turn[0]] for turn in turns],
-            [terminated[sample, turn].any() for turn in turns],
+            [terminated[sample, i:j].any() for i, j in itertools.pairwise(bounds)],
             gamma=gamma,
             lambda_=lambda_,
             bootstrap_value=last_values[sample],
@@ -238,6 +300,52 @@ def of_turns(rewards, values, mask, terminated, last_values, gamma, lambda_, **_
         for turn, advantage in zip(turns, of_turn, strict=True):
             advantages[sample, turn] = advantage
     return {"turn_advantages": advantages}
+
+
+def spans(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[Any, Any]]:
+    """Each own step of one worker, and the row behind the last one that it answers for."""
+    start = 0
+    for stop in [*(np.flatnonzero(ends) + 1), len(mask)]:  # the episodes
+        rows = start + np.flatnonzero(mask[start:stop])
+        yield from itertools.pairwise([*rows, stop])
+        start = stop
+
+
+def moved(rewards, terminated, truncated, mask, **_):
+    outputs = {name: np.zeros(mask.shape) for name in ("rewards", "terminated", "truncated")}
+    for n in range(mask.shape[1]):
+        for i, j in spans(mask[:, n], (terminated | truncated)[:, n]):
+            outputs["rewards"][i, n] = np.nansum(rewards[i:j, n], dtype=np.float64)
+            outputs["terminated"][i, n] = terminated[i:j, n].any()
+            outputs["truncated"][i, n] = truncated[i:j, n].any()
+    return outputs
+
+
+def of_players(rewards, values, terminated, player, gamma, lambda_, **_):
+    """Each player by itself: a rollout of its own moves, with all that arrives before its next one."""
+    advantages, targets = np.zeros(rewards.shape), np.full(rewards.shape, np.nan)
+    for n, p in np.ndindex(rewards.shape[1:]):
+        steps = list(spans(player[:, n] == p, terminated[:, n]))
+        rows = [i for i, _ in steps]
+        advantages[rows, n, p], targets[rows, n, p] = oracle(
+            [np.sum(rewards[i:j, n, p], dtype=np.float64) for i, j in steps],
+            values[rows, n, p],
+            [terminated[i:j, n].any() for i, j in steps],
+            gamma=gamma,
+            lambda_=lambda_,
+            bootstrap_value=values[-1, n, p],
+        )
+    return {"advantages": advantages, "targets": targets}
+
+
+def of_two_players(rewards, values, terminated, player, gamma, lambda_):
+    """The whole rollout in the view of each player, of which each keeps the rows in which it moved."""
+    results = {}
+    for p in range(2):
+        view = np.where(player == p, 1, -1)
+        results[p] = oracle(view[:-1] * rewards, view * values, terminated, gamma=gamma, lambda_=lambda_)
+    advantages, targets = (np.where(player[:-1] == 0, *both) for both in zip(results[0], results[1], strict=True))
+    return {"advantages": advantages, "targets": targets}
 
 
 def of_lengths(mask, lambda_, alpha, **names):
@@ -288,8 +396,9 @@ def of_team(team_rewards, values, done, gamma, lambda_, **_):
     return {"advantages": advantages, "targets": targets}
 
 
-def of_channels(rewards, values, done, gammas, weights, lambda_, **_):
-    each = [oracle(rewards[..., k], values[..., k], done, gamma=gammas[k], lambda_=lambda_)[0] for k in range(3)]
+def of_channels(rewards, values, done, episodic, gammas, weights, lambda_, **_):
+    ends = [done if x else np.zeros_like(done) for x in episodic]
+    each = [oracle(rewards[..., k], values[..., k], ends[k], gamma=gammas[k], lambda_=lambda_)[0] for k in range(3)]
     return {"advantages": np.stack(each, axis=-1) @ np.asarray(weights, np.float64)}
 
 
@@ -312,6 +421,39 @@ def rows_left(ends: np.ndarray, t: int) -> range:
     """Row t and the rows after it to the end of the episode, or of the rollout."""
     later = np.flatnonzero(ends[t:])
     return range(t, t + later[0] + 1 if len(later) else len(ends))
+
+
+def returns_so_far(rewards: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The discounted sum of the rewards of the episode up to each row."""
+
+    def one_worker(rewards, ends):
+        starts = [0, *(np.flatnonzero(ends) + 1)]
+        episodes = [range(max(x for x in starts if x <= t), t + 1) for t in range(len(rewards))]
+        return [np.dot(rewards[list(rows)], GAMMA ** np.arange(len(rows))[::-1]) for rows in episodes]
+
+    return each_worker(one_worker, rewards, ends)
+
+
+def of_running_deviation(rewards, whole, **_):
+    """The deviation of all returns of both rollouts, from their rewards."""
+    returns = returns_so_far(*whole)
+    return {"scaled": np.asarray(rewards, np.float64) / np.std(returns), "returns": returns[40:]}
+
+
+def where_valued(rewards, values, terminated, has_value, gamma, lambda_):
+    """The mean of the n-step returns that bootstrap from states with a value: the sum ends at each with 1 - λ."""
+
+    def one_worker(rewards, values, ends, has_value):
+        targets = []
+        for t in range(len(rewards)):
+            returns = n_step_returns(rewards, np.nan_to_num(values), ends, np.full(len(rewards), gamma), t)
+            stops = np.where(has_value[t + 1 : t + 1 + len(returns)], 1 - lambda_, 0)
+            stops[-1] = 1  # the end of the episode, or of the rollout
+            targets.append(np.dot(stops * np.cumprod([1, *(1 - stops[:-1])]), returns))
+        return targets
+
+    targets = np.where(has_value[:-1], each_worker(one_worker, rewards, values, terminated, has_value), np.nan)
+    return {"advantages": targets - values[:-1], "targets": targets, "keep": has_value[:-1].astype(float)}
 
 
 def n_step_returns(rewards, values, ends, discounts, t):
@@ -392,9 +534,24 @@ def upgo(rewards, values, terminated, gamma, **_):
     return {"advantages": targets - values[:-1], "targets": targets}
 
 
-def peng(rewards, q_values, terminated, gamma, lambda_, **_):
+def peng(rewards, q_values, terminated, truncated, gamma, lambda_, **_):
+    """Every part of an episode between dropped rows by itself; a dropped row has no target."""
     best = np.max(q_values, axis=-1)
-    return {"targets": lambda_returns(rewards, best, terminated, np.full(rewards.shape, gamma), lambda_)}
+    dropped = truncated & ~terminated
+    targets = np.full(rewards.shape, np.nan)
+    for n in range(rewards.shape[1]):
+        for part in np.split(np.arange(len(rewards)), np.flatnonzero(dropped[:, n])):
+            rows = part[~dropped[part, n]]  # a dropped row is the first of its part
+            if len(rows):
+                following = rows[-1] + 1  # the dropped row, or s_T: the value in it is known
+                columns = (
+                    rewards[rows, n],
+                    best[[*rows, following], n],
+                    terminated[rows, n],
+                    np.full(len(rows), gamma),
+                )
+                targets[rows, n] = lambda_returns(*(x[:, None] for x in columns), lambda_)[:, 0]
+    return {"targets": targets, "keep": (~dropped).astype(float)}
 
 
 def dreamer(rewards, values, continues, gamma, lambda_, **_):
@@ -417,19 +574,24 @@ RECIPES: dict[str, tuple[Callable[[np.random.Generator], Names], Callable[..., d
     "KL in the reward": (penalized_tokens, kl_rewards),
     "Packed sequences, by `cu_seqlens`": (packed_tokens, of_sequences),
     "Packed sequences, by segment ids": (packed_segments, of_segments),
-    "One decay a turn": (finished_tokens, of_turns),
+    "One decay per turn": (tool_tokens, of_turns),
     "λ by length": (lambda rng: finished_tokens(rng) | {"alpha": 0.2}, of_lengths),
     "Another λ for the critic": (finished_tokens, of_critic),
     "Reward to go": (finished_tokens, normalized_returns),
     "Normalization over data and context axes at once": (split_tokens, of_whole_batch),
+    "Rewards and ends of masked rows": (own_steps, moved),
+    "Turn-based games of several players": (turn_based, of_players),
+    "Two players of a zero-sum game": (zero_sum, of_two_players),
     "Agents that die": (mortal_agents, of_mortal_agents),
     "Team rewards": (team, of_team),
     "Reward channels": (reward_channels, of_channels),
     "Normalization of each agent": (agents_advantages, of_each_agent),
+    "A state without a value": (unvalued_states, where_valued),
+    "Rewards in units of their return": (second_rollout, of_running_deviation),
     "Renormalized weights of a finite horizon": (lambda rng: plain(rng) | {"lam": LAMBDA}, with_renormalized_weights),
     "Retrace": (off_policy, retrace),
     "UPGO": (plain, upgo),
-    "Peng's Q(λ)": (lambda rng: plain(rng) | {"q_values": floats(rng, 41, 4, 5)}, peng),
+    "Peng's Q(λ)": (q_learning, peng),
     "Dreamer's λ-returns": (
         lambda rng: plain(rng) | {"continues": rng.uniform(0.5, 1, (40, 4)).astype(np.float32)},
         dreamer,

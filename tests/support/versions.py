@@ -19,7 +19,6 @@ shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 10), reason="shard_map
 kernel_with_derivative_per_shard = pytest.mark.skipif(
     VERSION < (0, 8), reason="inside shard_map, jax 0.7 leaves the mesh out of the type of a kernel's result"
 )
-transposes_any_scan = pytest.mark.skipif(VERSION < (0, 10), reason="jax 0.10 is the first to transpose any lax.scan")
 
 
 def two_cores_with_race_detection() -> pltpu.InterpretParams:

@@ -1,0 +1,152 @@
+"""`check_rollout`: finds what `gae` cannot see while it is traced, wrong numbers, and numbers that are not read."""
+
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.core import Tracer
+from jax.experimental import checkify
+from jax.typing import ArrayLike
+
+from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit
+
+MUST = dict.fromkeys(FLAGS, "hold 0 and 1") | {
+    name: f"lie in [{low}, {high}]" for name, (low, high) in PARAMETERS.items()
+}
+
+
+def check_rollout(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    terminated: ArrayLike,
+    truncated: ArrayLike | None = None,
+    *,
+    gamma: ArrayLike,
+    lambda_: ArrayLike,
+    bootstrap_value: ArrayLike | None = None,
+    final_values: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    time_axis: int = 0,
+    axis_name: str | None = None,
+) -> None:
+    """Checks the numbers in a rollout; `gae` itself checks shapes and dtypes only.
+
+    Flags must be 0 or 1, gamma must lie in [-1, 1], lambda_ in [0, 1], and all other numbers must be finite. Only
+    entries that `gae` uses are checked. Unused are: all inputs of a masked row, final_values except where truncated and
+    not terminated, the reward of a dropped row, and V(s_T) of a worker whose last unmasked transition ended an episode.
+    Unused entries may be NaN.
+
+    Concrete arrays are checked at once. In a function under `checkify.checkify` or `chex.chexify`, each check is a
+    `checkify.check`. JAX raises an error for such a check in a function that is compiled without one of the two.
+
+    A reward or a flag in a masked row is not read. Where concrete arrays hold a reward other than 0 or a flag that is
+    set in a masked row, the function warns; NaN is padding, and passes. 'What arrives between my own steps' in
+    examples/tokens.md moves such rewards and flags to the unmasked row before them.
+
+    All arguments are arguments of `gae`; `T` is the number of transitions, `*B` are any batch axes.
+
+    Args:
+      rewards: `[T, *B]`, r_t.
+      values: `[T+1, *B]`, V(s_0) ... V(s_T); or `[T, *B]` together with `bootstrap_value`.
+      terminated: `[T, *B]`, bool or 0 and 1.
+      truncated: `[T, *B]`, bool or 0 and 1.
+      gamma: γ, a scalar, or an array that broadcasts to the shape of `rewards`.
+      lambda_: λ, in the same shapes.
+      bootstrap_value: `[*B]`, V(s_T).
+      final_values: `[T, *B]`, the values of the final observations.
+      mask: `[T, *B]`, bool or 0 and 1.
+      time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`.
+      axis_name: inside `jax.shard_map`, the mesh axis that time is split over.
+
+    Raises:
+      ValueError: an entry is wrong. The message names the argument, the number of wrong entries, and the first of them
+        by its index.
+      TypeError, ValueError: as in `gae`.
+
+    >>> import jax.numpy as jnp
+    >>> check_rollout(jnp.ones(3), jnp.array([0.5, jnp.nan, jnp.nan, 0.5]), jnp.zeros(3), gamma=0.9, lambda_=0.8)
+    Traceback (most recent call last):
+    ValueError: `values` must hold finite numbers where it is read; wrong entries: 2, the first at [1]
+    """
+    rollout = Rollout(
+        rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
+    )
+    axis = check_before_jit(rollout, time_axis, axis_name=axis_name)
+    rows, _ = canonical(rollout, axis)
+    flags = {name: x for name, x in rollout._asdict().items() if name in FLAGS and x is not None}
+    given = rows._asdict() | {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name, x in flags.items()}
+    wrong = {name: read & ~_holds(name, given[name]) for name, read in _entries_read(rows, axis_name).items()}
+    if bootstrap_value is None:  # it is the last row of `values`
+        wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
+    for name, entries in wrong.items():
+        if name in PARAMETERS:
+            constant_axes = [i for i, size in enumerate(given[name].shape) if size == 1]
+            entries = jnp.any(entries, axis=constant_axes, keepdims=True)
+        if name != "bootstrap_value":
+            entries = jnp.moveaxis(entries, 0, axis)
+        _raise_if_any(name, entries.reshape(np.shape(getattr(rollout, name))))
+    for name in ("rewards", "terminated", "truncated"):
+        if mask is not None and given[name] is not None:
+            lost = ~rows.mask & given[name].astype(bool) & jnp.isfinite(given[name])
+            _warn_if_any(name, jnp.moveaxis(lost, 0, axis))
+
+
+def _holds(name: str, x: Array) -> Array:
+    """Returns which entries are as they must be."""
+    if name in FLAGS:
+        return x == x.astype(bool).astype(x.dtype)
+    low, high = PARAMETERS.get(name, (-np.inf, np.inf))
+    return jnp.isfinite(x) & (x >= low) & (x <= high)
+
+
+def _entries_read(rows: Rollout, axis_name: str | None) -> dict[str, Array]:
+    """Returns which entries of each argument `gae` reads, time first. Flags come first: they decide what is read."""
+    live = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
+    cut = jnp.zeros_like(live) if rows.truncated is None else rows.truncated & ~rows.terminated
+    last_live = live.shape[0] - 1 - jnp.argmax(live[::-1], axis=0, keepdims=True)
+    goes_on = jnp.take_along_axis(live & ~rows.terminated & ~cut, last_live, axis=0)[0]
+    if axis_name is not None:  # every shard of time but the last is followed by the next shard
+        goes_on &= lax.axis_index(axis_name) == lax.axis_size(axis_name) - 1
+    read = {
+        "mask": jnp.ones_like(live),
+        "terminated": live,
+        "truncated": live,
+        "rewards": live & ~cut if rows.final_values is None else live,  # where V(final) is not known, a row is dropped
+        "values": live,
+        "final_values": live & cut,
+        "bootstrap_value": goes_on,
+        "gamma": live,
+        "lambda_": live,
+    }
+    return {name: entries for name, entries in read.items() if getattr(rows, name) is not None}
+
+
+def _raise_if_any(name: str, wrong: Array) -> None:
+    """Raises a ValueError; where only a run knows the entries, makes a `checkify.check`."""
+    found, numbers = _count_and_first(wrong)
+    message = f"`{name}` must {MUST.get(name, 'hold finite numbers')} where it is read; wrong entries: {found}"
+    if isinstance(numbers["count"], Tracer):
+        checkify.check(numbers["count"] == 0, message, **numbers)
+    elif numbers["count"]:
+        raise ValueError(message.format(**numbers))
+
+
+def _warn_if_any(name: str, lost: Array) -> None:
+    """Warns, at the line that called `check_rollout`, if the entries are known."""
+    found, numbers = _count_and_first(lost)
+    if not isinstance(numbers["count"], Tracer) and numbers["count"]:
+        warnings.warn(
+            f"`{name}` is not read where `mask` is False; entries other than 0 there: {found.format(**numbers)}. "
+            "'What arrives between my own steps' in examples/tokens.md moves them to the unmasked row before them",
+            stacklevel=3,
+        )
+
+
+def _count_and_first(entries: Array) -> tuple[str, dict[str, Any]]:
+    """Returns a text that says how many entries are set and which is the first, and the numbers to format it with."""
+    first = jnp.unravel_index(jnp.argmax(entries), entries.shape) if entries.size else ()
+    index = {f"i{k}": i for k, i in enumerate(first)}
+    where = f", the first at [{', '.join(f'{{{k}}}' for k in index)}]" if index else ""
+    return f"{{count}}{where}", {"count": jnp.sum(entries), **index}
