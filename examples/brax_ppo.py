@@ -52,13 +52,14 @@ class Config:
     def __post_init__(self) -> None:
         """Raises ValueError where the options do not fit."""
         runs.check_ranges(self)
-        if self.num_envs * self.num_steps > 2**22:
-            raise ValueError(f"--num-envs × --num-steps must be at most {2**22:,}; got {self.num_envs * self.num_steps:,}")
         if self.num_envs % (devices := self.devices or 1):
             raise ValueError(f"--devices must divide --num-envs; got {devices} for {self.num_envs}")
-        if (rows := self.num_envs * self.num_steps // devices) % self.minibatches:
-            product = "--num-envs × --num-steps / --devices"
-            raise ValueError(f"--minibatches must divide {product}; got {self.minibatches} for {rows}")
+        if (rows := self.num_envs * self.num_steps) > 2**22:
+            raise ValueError(f"--num-envs × --num-steps must be at most {2**22}; got {rows}")
+        if (rows := rows // devices) % self.minibatches:
+            raise ValueError(
+                f"--minibatches must divide --num-envs × --num-steps / --devices; got {self.minibatches} for {rows}"
+            )
 
     @property
     def iterations(self) -> int:
@@ -134,7 +135,8 @@ class PPO:
 
     def __init__(self, config: Config, env: Any) -> None:
         """Takes a batch of environments from `brax_env.make`."""
-        self.config, self.env, self.networks = config, env, ActorCritic(env.action_size)
+        self.config, self.env = config, env
+        self.networks: Any = ActorCritic(env.action_size)
         updates = float(config.iterations * config.epochs * config.minibatches)
         adam = optax.adam(lambda update: config.learning_rate * (1 - 0.95 * update / updates))
         self.optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)

@@ -85,7 +85,7 @@ def _frames(title: str, system: Any, dt: float, film: Film) -> list[Any]:
             line = pixels(np.array([[i * side, track[t, 1] + y * reach, floor] for y in (-3, 3)])).ravel().tolist()
             canvas.line(line, fill=GROUND, width=3)
             if i % 5 == 0:
-                canvas.text(line[2:], f"{i * side:g} m", SHADOW, font, anchor="mb")
+                canvas.text((line[2], line[3]), f"{i * side:g} m", SHADOW, font, anchor="mb")
         for line, radius in zip(ends[t] * [1, 1, 0] + [0, 0, floor], radii, strict=True):
             _paint(canvas, pixels(line), zoom * radius, SHADOW)
         for body in np.argsort(ends[t].mean(axis=1) @ CAMERA[2]):

@@ -130,7 +130,7 @@ def check_ranges(config: Any) -> None:
 
 
 def with_devices(config: Any) -> Any:
-    """Makes devices of the CPU's cores, at most 8, unless the config has a number; returns it with a number that fits."""
+    """Returns the config with a number of devices: by default one per CPU core, at most 8, that divides the work."""
     cores = min(os.cpu_count() or 1, 8)
     jax.config.update("jax_num_cpu_devices", config.devices or cores)  # other platforms have what they have
     if config.devices:

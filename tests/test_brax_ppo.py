@@ -1,7 +1,6 @@
 """examples/brax_ppo.py: its formulas, that it learns, and its runs: killed, resumed, played."""
 
 import collections
-import dataclasses
 import os
 import pathlib
 import re
@@ -19,14 +18,11 @@ import pytest
 from jax import lax
 from scipy.stats import norm
 
-for package in ("brax", "flax", "matplotlib", "optax", "orbax.checkpoint", "PIL", "rich", "tyro"):
+for package in ("brax", "matplotlib", "optax", "orbax.checkpoint", "rich", "tyro"):
     pytest.importorskip(package, reason="the script needs the extra `examples`")
-
-import brax_env
-import checkpoints
-import optax
-import runs
-from brax_ppo import PPO, Config, Statistics, log_density
+brax_env, brax_ppo, checkpoints, optax, runs = map(
+    pytest.importorskip, ("brax_env", "brax_ppo", "checkpoints", "optax", "runs")
+)
 
 pytestmark = pytest.mark.examples
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,7 +38,7 @@ def as_users_run_it():
 def test_running_statistics_are_those_of_all_observations():
     rng = np.random.default_rng(0)
     rollouts = [3 + 2 * rng.normal(size=(5, 4, 3)).astype(np.float32) for _ in range(3)]
-    statistics = Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
+    statistics = brax_ppo.Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
     for obs in rollouts:
         statistics = statistics.update(jnp.asarray(obs))
     every = np.concatenate(rollouts).reshape(-1, 3)
@@ -54,7 +50,7 @@ def test_running_statistics_are_those_of_all_observations():
 def test_log_density():
     action, mean, std = np.array([[0.3, -1.0]]), np.array([[0.0, 0.5]]), np.array([0.5, 2.0])
     want = norm.logpdf(action, mean, std).sum(-1)
-    np.testing.assert_allclose(log_density(*map(jnp.asarray, (action, mean, np.log(std)))), want, rtol=1e-5)
+    np.testing.assert_allclose(brax_ppo.log_density(*map(jnp.asarray, (action, mean, np.log(std)))), want, rtol=1e-5)
 
 
 class Pose(NamedTuple):
@@ -92,8 +88,10 @@ class Target:
 
 
 def test_it_learns():
-    config = Config(num_envs=16, num_steps=16, minibatches=4, steps=16 * 16 * 40, reward_scale=1.0, learning_rate=1e-2)
-    ppo = PPO(dataclasses.replace(config, devices=1), Target())
+    config = brax_ppo.Config(
+        num_envs=16, num_steps=16, minibatches=4, steps=16 * 16 * 40, reward_scale=1.0, learning_rate=1e-2
+    )
+    ppo = brax_ppo.PPO(dataclasses.replace(config, devices=1), Target())
 
     @jax.jit
     def train(key):
@@ -110,7 +108,7 @@ def test_it_learns():
 def test_the_split_over_devices_keeps_every_row():
     rows = []
     for devices in (1, 2):
-        ppo = PPO(Config(num_envs=4, num_steps=3, minibatches=1, epochs=1, devices=devices), Target())
+        ppo = brax_ppo.PPO(brax_ppo.Config(num_envs=4, num_steps=3, minibatches=1, epochs=1, devices=devices), Target())
         ppo.loss = types.MethodType(lambda self, params, row, advantage, target: (jnp.zeros(()), {"row": row.obs}), ppo)
         ppo.optimizer = optax.set_to_zero()
         state = ppo.init(jax.random.PRNGKey(0), ppo.reset(jax.random.PRNGKey(1)))
@@ -130,7 +128,7 @@ def run(monkeypatch, capfd):
 
     def main(*options):
         monkeypatch.setattr(sys, "argv", ["brax_ppo.py", *map(str, options)])
-        runs.main("", Config, PPO)
+        runs.main("", brax_ppo.Config, brax_ppo.PPO)
         printed, complaints = capfd.readouterr()
         assert not complaints  # of Brax, MuJoCo, JAXopt and Orbax there are many, and none is the user's business
         return printed
