@@ -13,13 +13,19 @@ from jax import Array
 require("examples", "brax", "flax", "matplotlib", "optax", "orbax", "PIL", "rich", "tyro")
 
 Backend = Literal["spring", "generalized", "positional", "mjx"]
-# All of Brax's environments except swimmer, which fails with current versions of JAX.
-# fmt: off
-Environment = Literal[
-    "ant", "fast", "halfcheetah", "hopper", "humanoid", "humanoidstandup", "inverted_double_pendulum",
-    "inverted_pendulum", "pusher", "reacher", "walker2d",
+Environment = Literal[  # all of Brax's except swimmer, which fails with current versions of JAX
+    "ant",
+    "fast",
+    "halfcheetah",
+    "hopper",
+    "humanoid",
+    "humanoidstandup",
+    "inverted_double_pendulum",
+    "inverted_pendulum",
+    "pusher",
+    "reacher",
+    "walker2d",
 ]
-# fmt: on
 
 
 def make(config: Any) -> Any:

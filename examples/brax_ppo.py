@@ -57,9 +57,8 @@ class Config:
         if (rows := self.num_envs * self.num_steps) > 2**22:
             raise ValueError(f"--num-envs × --num-steps must be at most {2**22}; got {rows}")
         if (rows := rows // devices) % self.minibatches:
-            raise ValueError(
-                f"--minibatches must divide --num-envs × --num-steps / --devices; got {self.minibatches} for {rows}"
-            )
+            product = "--num-envs × --num-steps / --devices"
+            raise ValueError(f"--minibatches must divide {product}; got {self.minibatches} for {rows}")
 
     @property
     def iterations(self) -> int:
@@ -159,18 +158,10 @@ class PPO:
             mean, log_std, value = self.networks.apply(state.params, state.statistics.normalize(env.obs))
             action = mean + noise * jnp.exp(log_std) * jax.random.normal(key, mean.shape)
             after = self.env.step(env, action)
-            return after, Transition(
-                obs=env.obs,
-                action=action,
-                log_prob=log_density(action, mean, log_std),
-                value=value,
-                reward=after.reward,
-                done=after.done,
-                truncated=after.info["truncation"],
-                final_obs=after.info["final_obs"],
-                episode_return=after.info["episode_metrics"]["sum_reward"],
-                pose=env.pipeline_state.x,
-            )
+            log_prob, truncated = log_density(action, mean, log_std), after.info["truncation"]
+            final_obs, returns = after.info["final_obs"], after.info["episode_metrics"]["sum_reward"]
+            outcome = after.reward, after.done, truncated, final_obs, returns, env.pipeline_state.x
+            return after, Transition(env.obs, action, log_prob, value, *outcome)
 
         act_key, _ = jax.random.split(jax.random.fold_in(state.key, state.iteration))
         return lax.scan(step, state.env, jax.random.split(act_key, self.config.num_steps))
@@ -228,8 +219,8 @@ class PPO:
         advantage = normalize(advantage)
         policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
         value_loss = jnp.square(value - target).mean()
-        metrics = {"policy_loss": policy_loss, "value_loss": value_loss}
-        return policy_loss + self.config.value_weight * value_loss, metrics
+        total = policy_loss + self.config.value_weight * value_loss
+        return total, {"policy_loss": policy_loss, "value_loss": value_loss}
 
 
 def log_density(action: Array, mean: Array, log_std: Array) -> Array:

@@ -88,10 +88,9 @@ class Target:
 
 
 def test_it_learns():
-    config = brax_ppo.Config(
-        num_envs=16, num_steps=16, minibatches=4, steps=16 * 16 * 40, reward_scale=1.0, learning_rate=1e-2
-    )
-    ppo = brax_ppo.PPO(dataclasses.replace(config, devices=1), Target())
+    recipe = {"num_envs": 16, "num_steps": 16, "minibatches": 4, "reward_scale": 1.0, "learning_rate": 1e-2}
+    config = brax_ppo.Config(steps=16 * 16 * 40, devices=1, **recipe)
+    ppo = brax_ppo.PPO(config, Target())
 
     @jax.jit
     def train(key):
