@@ -95,12 +95,13 @@ class Statistics(NamedTuple):
         return jnp.clip((obs - self.mean) * lax.rsqrt(self.variance + 1e-6), -10, 10)
 
     def update(self, obs: Array) -> "Statistics":
-        """Adds the observations of a rollout, `[T, N, ...]`."""
-        number = self.number + math.prod(obs.shape[:-1])
+        """Adds the observations of a rollout, `[T, N, ...]` on each device."""
+        number = self.number + lax.psum(math.prod(obs.shape[:-1]), "devices")
         weight = 1 - self.number / number
-        shift = obs.mean(axis=(0, 1)) - self.mean
-        variance = (1 - weight) * self.variance + weight * obs.var(axis=(0, 1)) + weight * (1 - weight) * shift**2
-        return Statistics(number, self.mean + weight * shift, variance)
+        shift, square = lax.pmean(((obs - self.mean).mean((0, 1)), jnp.square(obs - self.mean).mean((0, 1))), "devices")
+        mean = self.mean + weight * shift
+        variance = (1 - weight) * self.variance + weight * square - (weight * shift) ** 2
+        return Statistics(number, mean, variance)
 
 
 class TrainState(NamedTuple):
@@ -130,7 +131,13 @@ class Transition(NamedTuple):
 
 
 class PPO:
-    """Proximal Policy Optimization as pure functions of a `TrainState`."""
+    """Proximal Policy Optimization as pure functions of a `TrainState`, to be called in `jax.shard_map`.
+
+    The axis "devices" splits the environments. Each device draws minibatches from the rollout of its own environments
+    and standardizes their advantages; the gradients are averaged over the devices.
+    """
+
+    state_type = TrainState
 
     def __init__(self, config: Config, env: Any) -> None:
         """Takes a batch of environments from `brax_env.make`."""
@@ -142,7 +149,8 @@ class PPO:
 
     def reset(self, key: Array) -> Any:
         """Begins an episode in every environment."""
-        return self.env.reset(jax.random.split(key, self.config.num_envs))
+        key = jax.random.fold_in(key, lax.axis_index("devices"))
+        return self.env.reset(jax.random.split(key, self.config.num_envs // self.config.devices))
 
     def init(self, key: Array, env: Any) -> TrainState:
         """Returns the state before training."""
@@ -163,8 +171,13 @@ class PPO:
             outcome = after.reward, after.done, truncated, final_obs, returns, env.pipeline_state.x
             return after, Transition(env.obs, action, log_prob, value, *outcome)
 
-        act_key, _ = jax.random.split(jax.random.fold_in(state.key, state.iteration))
+        act_key, _ = self.keys(state)
         return lax.scan(step, state.env, jax.random.split(act_key, self.config.num_steps))
+
+    def keys(self, state: TrainState) -> Array:
+        """Returns two keys, for acting and for learning, in each iteration and on each device others."""
+        key = jax.random.fold_in(state.key, state.iteration)
+        return jax.random.split(jax.random.fold_in(key, lax.axis_index("devices")))
 
     def learn(self, state: TrainState, env: Any, rollout: Transition) -> tuple[TrainState, dict[str, Array]]:
         """Estimates the advantages of the rollout, which ended in `env`, then takes epochs of gradient steps."""
@@ -183,33 +196,28 @@ class PPO:
             final_values=value(rollout.final_obs),
         )
         data = rollout._replace(obs=state.statistics.normalize(rollout.obs)), advantages, targets
-        devices, rows_each = self.config.devices, self.config.num_envs * self.config.num_steps // self.config.devices
-
-        def by_device(x: Array) -> Array:
-            """From `[T, N, ...]` to `[devices, rows_each, ...]`: each device draws minibatches from its own rows."""
-            x = x.reshape(x.shape[0], devices, -1, *x.shape[2:])
-            return jnp.moveaxis(x, 1, 0).reshape(devices, rows_each, *x.shape[3:])
-
-        data = jax.tree.map(by_device, data)
+        data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)  # [T, N, ...] to [rows, ...]
 
         def update(carry: Any, rows: Array) -> tuple[Any, dict[str, Array]]:
             params, optimizer = carry
-            gradient, metrics = jax.grad(self.loss, has_aux=True)(params, *jax.tree.map(lambda x: x[:, rows], data))
+            both = jax.grad(self.loss, has_aux=True)(params, *jax.tree.map(lambda x: x[rows], data))
+            gradient, metrics = lax.pmean(both, "devices")
             change, optimizer = self.optimizer.update(gradient, optimizer)
             return (optax.apply_updates(params, change), optimizer), metrics
 
         def epoch(carry: Any, key: Array) -> tuple[Any, dict[str, Array]]:
-            rows = jax.random.permutation(key, rows_each)
+            rows = jax.random.permutation(key, len(targets.ravel()))
             return lax.scan(update, carry, rows.reshape(self.config.minibatches, -1))
 
-        _, learn_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
+        _, learn_key = self.keys(state)
         carry, keys = (state.params, state.optimizer), jax.random.split(learn_key, self.config.epochs)
         (params, optimizer), metrics = lax.scan(epoch, carry, keys)
         metrics = jax.tree.map(jnp.mean, metrics)
-        metrics |= {"episodes": rollout.done.sum(), "returns": (rollout.done * rollout.episode_return).sum()}
+        finished = {"episodes": rollout.done.sum(), "returns": (rollout.done * rollout.episode_return).sum()}
         # Acting and learning used the old statistics, so the probability ratio started at exactly 1.
         statistics = state.statistics.update(rollout.obs)
-        return TrainState(params, optimizer, statistics, env, state.key, state.iteration + 1), metrics
+        state = TrainState(params, optimizer, statistics, env, state.key, state.iteration + 1)
+        return state, metrics | lax.psum(finished, "devices")
 
     def loss(self, params: Any, row: Transition, advantage: Array, target: Array) -> tuple[Array, dict[str, Array]]:
         """The clipped surrogate objective plus the squared error of the values, over a minibatch."""

@@ -176,32 +176,31 @@ def compile_programs(config: Any, agent_type: type[Any], display: Display, names
         refuse(f"--devices: there are {jax.device_count()}; got {config.devices}")
     display.note(f"{config.env} ({config.backend}), seed {config.seed}, {config.devices} devices: importing Brax")
     agent = agent_type(config, brax_env.make(config))
-    # The environments are split over the devices; all else is replicated. The compiler derives the rest from these
-    # shardings, such as the all-reduce of the gradients.
     mesh = Mesh(np.array(jax.devices()[: config.devices]), ("devices",))
-    replicated, split, split_rollout = (
-        NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("devices",), (None, "devices"))
-    )
+    everywhere, split, split_rollout = PartitionSpec(), PartitionSpec("devices"), PartitionSpec(None, "devices")
     compiling = {}
 
-    def start(name: str, shardings: Any, *arguments: Any) -> Any:
+    def start(name: str, arguments: tuple[Any, ...], specs: tuple[Any, ...], out_specs: Any) -> Any:
         """Traces a method and begins to compile it; returns the shapes of its results."""
-        traced = jax.jit(getattr(agent, name), out_shardings=shardings).trace(*arguments)
+        fn = jax.shard_map(getattr(agent, name), mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        traced = jax.jit(fn).trace(*arguments)
         if name in names:
             compiling[name] = pool.submit(traced.lower().compile)
             display.note(f"compiling {', '.join(compiling)}")
-        shapes, shardings = traced.out_info, jax.tree.broadcast(shardings, traced.out_info)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        return jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+            traced.out_info,
+            jax.tree.broadcast(out_specs, traced.out_info, is_leaf=lambda x: isinstance(x, PartitionSpec)),
+        )
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        key = jax.ShapeDtypeStruct((2,), np.uint32, sharding=replicated)
-        env = start("reset", split, key)
-        state_type = type(jax.eval_shape(agent.init, key, env))
-        state_shardings = state_type(*[replicated] * len(state_type._fields))._replace(env=split)
-        state = start("init", state_shardings, key, env)
-        _, rollout = start("act", (split, split_rollout), state, np.float32(1))
+        key = jax.ShapeDtypeStruct((2,), np.uint32, sharding=NamedSharding(mesh, everywhere))
+        env = start("reset", (key,), (everywhere,), split)
+        of_state = agent.state_type(*[everywhere] * len(agent.state_type._fields))._replace(env=split)
+        state = start("init", (key, env), (everywhere, split), of_state)
+        _, rollout = start("act", (state, np.float32(1)), (of_state, everywhere), (split, split_rollout))
         if "learn" in names:
-            start("learn", (state_shardings, replicated), state, env, rollout)
+            start("learn", (state, env, rollout), (of_state, split, split_rollout), (of_state, everywhere))
     return types.SimpleNamespace(agent=agent, state=state, **{k: x.result() for k, x in compiling.items()})
 
 

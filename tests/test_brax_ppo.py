@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from scipy.stats import norm
 
 for package in ("brax", "matplotlib", "optax", "orbax.checkpoint", "rich", "tyro"):
@@ -35,12 +37,17 @@ def as_users_run_it():
         yield
 
 
+def on_devices(devices, fn, in_specs, out_specs):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("devices",))
+    return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+
+
 def test_running_statistics_are_those_of_all_observations():
     rng = np.random.default_rng(0)
     rollouts = [3 + 2 * rng.normal(size=(5, 4, 3)).astype(np.float32) for _ in range(3)]
     statistics = brax_ppo.Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
     for obs in rollouts:
-        statistics = statistics.update(jnp.asarray(obs))
+        statistics = on_devices(2, brax_ppo.Statistics.update, (P(), P(None, "devices")), P())(statistics, obs)
     every = np.concatenate(rollouts).reshape(-1, 3)
     assert int(statistics.number) == len(every)
     np.testing.assert_allclose(statistics.mean, every.mean(0), rtol=1e-5)
@@ -89,43 +96,48 @@ class Target:
 
 def test_it_learns():
     recipe = {"num_envs": 16, "num_steps": 16, "minibatches": 4, "reward_scale": 1.0, "learning_rate": 1e-2}
-    config = brax_ppo.Config(steps=16 * 16 * 40, devices=1, **recipe)
+    config = brax_ppo.Config(steps=16 * 16 * 40, devices=2, **recipe)
     ppo = brax_ppo.PPO(config, Target())
 
-    @jax.jit
     def train(key):
         state = ppo.init(key, ppo.reset(key))
         state, metrics = lax.scan(lambda state, _: ppo.learn(state, *ppo.act(state, 1.0)), state, length=40)
-        return state, metrics, ppo.act(state, 0.0)[1].action
+        return state.iteration, metrics, ppo.act(state, 0.0)[1].action
 
-    state, metrics, action = train(jax.random.PRNGKey(0))
+    out_specs = P(), P(), P(None, "devices")
+    iteration, metrics, action = on_devices(2, train, P(), out_specs)(jax.random.PRNGKey(0))
     np.testing.assert_allclose(action, 0.5, atol=0.1)  # without noise
     assert metrics["value_loss"][-1] < metrics["value_loss"][0]
-    assert int(state.iteration) == config.iterations == 40
+    assert int(iteration) == config.iterations == 40
+    assert metrics["episodes"].tolist() == [16 * 5, 16 * 5, 16 * 6] * 13 + [16 * 5]
 
 
-def test_the_split_over_devices_keeps_every_row():
-    rows = []
-    for devices in (1, 2):
-        ppo = brax_ppo.PPO(brax_ppo.Config(num_envs=4, num_steps=3, minibatches=1, epochs=1, devices=devices), Target())
-        ppo.loss = types.MethodType(lambda self, params, row, advantage, target: (jnp.zeros(()), {"row": row.obs}), ppo)
-        ppo.optimizer = optax.set_to_zero()
-        state = ppo.init(jax.random.PRNGKey(0), ppo.reset(jax.random.PRNGKey(1)))
-        rows.append(float(ppo.learn(state, *ppo.act(state, 1.0))[1]["row"]))  # the mean over all rows
-    assert rows[0] == pytest.approx(rows[1], rel=1e-6)
+def test_an_epoch_averages_over_the_rows_of_all_devices():
+    ppo = brax_ppo.PPO(brax_ppo.Config(num_envs=4, num_steps=5, minibatches=2, epochs=1, devices=2), Target())
+    ppo.loss = types.MethodType(lambda self, params, row, advantage, target: (jnp.zeros(()), {"row": row.action}), ppo)
+    ppo.optimizer = optax.set_to_zero()
+
+    def learn(key):
+        state = ppo.init(key, ppo.reset(key))
+        env, rollout = ppo.act(state, 1.0)
+        return ppo.learn(state, env, rollout)[1]["row"], rollout.action
+
+    mean, actions = on_devices(2, learn, P(), (P(), P(None, "devices")))(jax.random.PRNGKey(0))
+    assert len(np.unique(actions)) == 20  # no two environments draw the same noise
+    np.testing.assert_allclose(mean, actions.mean(), rtol=1e-5)
 
 
 RUN = ["--env", "fast", "--steps", "25600", "--num-envs", "8", "--num-steps", "16", "--episode-length", "64"]
-RUN += ["--minibatches", "2", "--epochs", "2", "--devices", "8"]
+RUN += ["--minibatches", "2", "--epochs", "2", "--devices", "1"]
 
 
 @pytest.fixture
 def run(monkeypatch, capfd):
     """Runs the script in this process; returns what it printed, and that is nothing on standard error."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)  # as many devices as a test has
     before = signal.getsignal(signal.SIGINT)
 
     def main(*options):
+        monkeypatch.setattr(runs, "with_devices", lambda config: config)  # JAX has made the devices of all tests
         monkeypatch.setattr(sys, "argv", ["brax_ppo.py", *map(str, options)])
         runs.main("", brax_ppo.Config, brax_ppo.PPO)
         printed, complaints = capfd.readouterr()
@@ -173,7 +185,6 @@ def test_a_killed_run_goes_on_to_the_same_state(run, monkeypatch, tmp_path):
         process.send_signal(signal.SIGKILL)
     assert 0 < checkpoints.load(killed).arrays["iteration"] < 200
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     printed = run("--resume", "--env", "fast", "--out", killed)
     assert state_in(killed) == state_in(whole)
     (after,) = re.findall(r"^after training: (return .*)$", printed, re.MULTILINE)
