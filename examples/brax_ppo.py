@@ -50,15 +50,8 @@ class Config:
     devices: Devices = 0  # must divide num-envs; changes the result; 0: one per CPU core, at most 8
 
     def __post_init__(self) -> None:
-        """Raises ValueError where the options do not fit."""
-        runs.check_ranges(self)
-        if self.num_envs % (devices := self.devices or 1):
-            raise ValueError(f"--devices must divide --num-envs; got {devices} for {self.num_envs}")
-        if (rows := self.num_envs * self.num_steps) > 2**22:
-            raise ValueError(f"--num-envs × --num-steps must be at most {2**22}; got {rows}")
-        if (rows := rows // devices) % self.minibatches:
-            product = "--num-envs × --num-steps / --devices"
-            raise ValueError(f"--minibatches must divide {product}; got {self.minibatches} for {rows}")
+        """Raises ValueError where an option is out of its range, or options do not fit."""
+        runs.check(self)
 
     @property
     def iterations(self) -> int:
@@ -98,10 +91,10 @@ class Statistics(NamedTuple):
         """Adds the observations of a rollout, `[T, N, ...]` on each device."""
         number = self.number + lax.psum(math.prod(obs.shape[:-1]), "devices")
         weight = 1 - self.number / number
-        shift, square = lax.pmean(((obs - self.mean).mean((0, 1)), jnp.square(obs - self.mean).mean((0, 1))), "devices")
-        mean = self.mean + weight * shift
+        shifts = obs - self.mean
+        shift, square = lax.pmean((shifts.mean((0, 1)), jnp.square(shifts).mean((0, 1))), "devices")
         variance = (1 - weight) * self.variance + weight * square - (weight * shift) ** 2
-        return Statistics(number, mean, variance)
+        return Statistics(number, self.mean + weight * shift, variance)
 
 
 class TrainState(NamedTuple):
@@ -156,7 +149,7 @@ class PPO:
         """Returns the state before training."""
         key, network_key = jax.random.split(key)
         params = self.networks.init(network_key, env.obs)
-        statistics = Statistics(jnp.zeros(()), jnp.zeros(env.obs.shape[-1]), jnp.ones(env.obs.shape[-1]))
+        statistics = Statistics(jnp.zeros(()), jnp.zeros(env.obs.shape[-1:]), jnp.ones(env.obs.shape[-1:]))
         return TrainState(params, self.optimizer.init(params), statistics, env, key, jnp.zeros((), jnp.int32))
 
     def act(self, state: TrainState, noise: Array) -> tuple[Any, Transition]:
@@ -171,8 +164,7 @@ class PPO:
             outcome = after.reward, after.done, truncated, final_obs, returns, env.pipeline_state.x
             return after, Transition(env.obs, action, log_prob, value, *outcome)
 
-        act_key, _ = self.keys(state)
-        return lax.scan(step, state.env, jax.random.split(act_key, self.config.num_steps))
+        return lax.scan(step, state.env, jax.random.split(self.keys(state)[0], self.config.num_steps))
 
     def keys(self, state: TrainState) -> Array:
         """Returns two keys, for acting and for learning, in each iteration and on each device others."""
@@ -209,15 +201,13 @@ class PPO:
             rows = jax.random.permutation(key, len(targets.ravel()))
             return lax.scan(update, carry, rows.reshape(self.config.minibatches, -1))
 
-        _, learn_key = self.keys(state)
-        carry, keys = (state.params, state.optimizer), jax.random.split(learn_key, self.config.epochs)
-        (params, optimizer), metrics = lax.scan(epoch, carry, keys)
-        metrics = jax.tree.map(jnp.mean, metrics)
+        keys = jax.random.split(self.keys(state)[1], self.config.epochs)
+        (params, optimizer), metrics = lax.scan(epoch, (state.params, state.optimizer), keys)
         finished = {"episodes": rollout.done.sum(), "returns": (rollout.done * rollout.episode_return).sum()}
         # Acting and learning used the old statistics, so the probability ratio started at exactly 1.
         statistics = state.statistics.update(rollout.obs)
         state = TrainState(params, optimizer, statistics, env, state.key, state.iteration + 1)
-        return state, metrics | lax.psum(finished, "devices")
+        return state, jax.tree.map(jnp.mean, metrics) | lax.psum(finished, "devices")
 
     def loss(self, params: Any, row: Transition, advantage: Array, target: Array) -> tuple[Array, dict[str, Array]]:
         """The clipped surrogate objective plus the squared error of the values, over a minibatch."""

@@ -115,8 +115,8 @@ def read_options(
     return config, run, checkpoint
 
 
-def check_ranges(config: Any) -> None:
-    """Raises ValueError, which tyro prints, where a field has a wrong type or is out of its range."""
+def check(config: Any) -> None:
+    """Raises ValueError, which tyro prints, where a field is out of its range, or has another type than its hint."""
     for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
         value, wanted = getattr(config, name), typing.get_args(hint)
         if typing.get_origin(hint) is Literal:
@@ -127,6 +127,13 @@ def check_ranges(config: Any) -> None:
             wanted = f"{'a whole' if kind is int else 'a'} number from {least} to {most}"
         if not valid:
             raise ValueError(f"--{name.replace('_', '-')} must be {wanted}; got {value}")
+    rows, devices, product = config.num_envs * config.num_steps, config.devices or 1, "--num-envs × --num-steps"
+    if rows > 2**22:
+        raise ValueError(f"{product} must be at most {2**22}; got {rows}")
+    if config.num_envs % devices:
+        raise ValueError(f"--devices must divide --num-envs; got {devices} for {config.num_envs}")
+    if (rows := rows // devices) % config.minibatches:
+        raise ValueError(f"--minibatches must divide {product} / --devices; got {config.minibatches} for {rows}")
 
 
 def with_devices(config: Any) -> Any:

@@ -109,7 +109,7 @@ def test_it_learns():
     np.testing.assert_allclose(action, 0.5, atol=0.1)  # without noise
     assert metrics["value_loss"][-1] < metrics["value_loss"][0]
     assert int(iteration) == config.iterations == 40
-    assert metrics["episodes"].tolist() == [16 * 5, 16 * 5, 16 * 6] * 13 + [16 * 5]
+    assert metrics["episodes"][:3].tolist() == [16 * 5, 16 * 6, 16 * 5]  # over all environments
 
 
 def test_an_epoch_averages_over_the_rows_of_all_devices():
