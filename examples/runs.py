@@ -76,7 +76,8 @@ def main(description: str, config_type: type[Any], agent_type: type[Any]) -> Non
             clear(directory, run.overwrite)
         columns = TimeElapsedColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
         with Display(*columns, console=console, disable=not console.is_terminal) as display:
-            (play if run.play else train)(config, directory, checkpoint, agent_type, display)
+            programs = compile_programs(config, agent_type, display, training=not run.play)
+            train_or_play(config, run, directory, checkpoint, programs, display)
     except OSError as error:
         refuse(f"cannot write to {directory}: {error.strerror}")
 
@@ -177,7 +178,7 @@ class Display(Progress):
             console.print(text)
 
 
-def compile_programs(config: Any, agent_type: type[Any], display: Display, names: list[str]) -> Any:
+def compile_programs(config: Any, agent_type: type[Any], display: Display, training: bool) -> Any:
     """Compiles methods of the algorithm, all at the same time; returns them, the algorithm and its state's shapes."""
     if jax.device_count() < config.devices:
         refuse(f"--devices: there are {jax.device_count()}; got {config.devices}")
@@ -191,7 +192,7 @@ def compile_programs(config: Any, agent_type: type[Any], display: Display, names
         """Traces a method and begins to compile it; returns the shapes of its results."""
         fn = jax.shard_map(getattr(agent, name), mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
         traced = jax.jit(fn).trace(*arguments)
-        if name in names:
+        if training or name in ("reset", "act"):
             compiling[name] = pool.submit(traced.lower().compile)
             display.note(f"compiling {', '.join(compiling)}")
         return jax.tree.map(
@@ -206,55 +207,43 @@ def compile_programs(config: Any, agent_type: type[Any], display: Display, names
         of_state = agent.state_type(*[everywhere] * len(agent.state_type._fields))._replace(env=split)
         state = start("init", (key, env), (everywhere, split), of_state)
         _, rollout = start("act", (state, np.float32(1)), (of_state, everywhere), (split, split_rollout))
-        if "learn" in names:
+        if training:
             start("learn", (state, env, rollout), (of_state, split, split_rollout), (of_state, everywhere))
     return types.SimpleNamespace(agent=agent, state=state, **{k: x.result() for k, x in compiling.items()})
 
 
-def train(config: Any, directory: pathlib.Path, checkpoint: Any, agent_type: type[Any], display: Display) -> None:
-    """Evaluates, trains, evaluates again, and writes the results."""
-    programs = compile_programs(config, agent_type, display, ["reset", "init", "act", "learn"])
-    display.note("evaluating the untrained policy")
-    key, env_key, eval_key = keys(config)
-    state, rows = programs.init(key, programs.reset(env_key)), []
-    before, _ = evaluate(config, programs, state, eval_key)
-    console.print(f"before training: {describe(before)}")
+def train_or_play(config: Any, run: Run, directory: pathlib.Path, checkpoint: Any, programs: Any, display: Any) -> None:
+    """Evaluates, trains, evaluates again, and writes the results; or only evaluates and draws."""
+    key = jax.random.PRNGKey(config.seed)  # Brax takes no key of the new kind
+    key, env_key, eval_key = np.asarray(jax.random.split(key, 3))
+    state, rows, before = None, [], np.zeros(0)
     if checkpoint:
-        state, rows = restored(programs, checkpoint), checkpoint.rows
-    state, rows = train_to_the_end(config, directory, programs, state, rows, display)
+        state, rows = checkpoints.fill(programs.state, checkpoint.arrays), checkpoint.rows
+        state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, programs.state))
+    if not run.play:
+        display.note("evaluating the untrained policy")
+        untrained = programs.init(key, programs.reset(env_key))
+        before, _ = evaluate(config, programs, untrained, eval_key)
+        console.print(f"before training: {describe(before)}")
+        state, rows = train(config, directory, programs, state or untrained, rows, display)
     display.note("evaluating the trained policy")
     after, film = evaluate(config, programs, state, eval_key)
     console.print(f"after training: {describe(after)}")
     display.note("drawing")
-    title = f"PPO on {config.env} ({config.backend}), seed {config.seed}"
-    replay.draw_curve(directory / "learning_curve.png", title, np.array(rows), before.mean(), after.mean())
-    replay.draw(directory, title, programs.agent.env.unwrapped, film)
+    title = f"{config.env} ({config.backend}), seed {config.seed}"
+    if config.env != "fast":  # it has no body
+        replay.draw_episode(directory, title, programs.agent.env.unwrapped, film)
+    if run.play:
+        return
+    curve = directory / "learning_curve.png"
+    replay.draw_curve(curve, f"PPO on {title}", np.array(rows), before.mean(), after.mean())
     with (directory / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     (directory / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     console.print(f"written to {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
-    if int(state.iteration) < config.iterations:
+    if state.iteration < config.iterations:
         arguments = [x for x in sys.argv if x not in ("--resume", "--overwrite")]
         console.print(f"to go on: {shlex.join([sys.executable, *arguments, '--resume'])}")
-
-
-def play(config: Any, directory: pathlib.Path, checkpoint: Any, agent_type: type[Any], display: Display) -> None:
-    """Evaluates the policy of a run, and draws an episode."""
-    programs = compile_programs(config, agent_type, display, ["reset", "act"])
-    returns, film = evaluate(config, programs, restored(programs, checkpoint), keys(config)[2])
-    console.print(describe(returns))
-    replay.draw(directory, f"{config.env} ({config.backend})", programs.agent.env.unwrapped, film)
-
-
-def restored(programs: Any, checkpoint: Any) -> Any:
-    """Returns the state of a checkpoint, on the devices."""
-    state = checkpoints.fill(programs.state, checkpoint.arrays)
-    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, programs.state))
-
-
-def keys(config: Any) -> np.ndarray:
-    """Returns three keys: for the algorithm, and for how the episodes of training and of evaluation begin."""
-    return np.asarray(jax.random.split(jax.random.PRNGKey(config.seed), 3))  # of the old kind: Brax takes no other
 
 
 def evaluate(config: Any, programs: Any, state: Any, key: np.ndarray) -> tuple[np.ndarray, replay.Film]:
@@ -274,7 +263,7 @@ def describe(returns: np.ndarray) -> str:
     return f"return {returns.mean():,.1f} ± {returns.std():,.1f} over {len(returns)} episodes"
 
 
-def train_to_the_end(
+def train(
     config: Any, directory: pathlib.Path, programs: Any, state: Any, rows: list[list[float]], display: Display
 ) -> tuple[Any, list[list[float]]]:
     """Trains, reports and saves, until the end or the first Ctrl-C; the second quits at once."""
