@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX = 2, 3, 4, 5, 6  # MuJoCo's mjtGeom
-COLORS = ("tab:orange", "tab:brown", "tab:blue", "tab:cyan")  # by the number of joints between a body and the root
+COLORS = ("tab:orange", "gold", "tab:blue", "tab:cyan")  # by the number of joints between a body and the root
 
 
 class Film(NamedTuple):
@@ -52,12 +52,12 @@ def draw_episode(directory: pathlib.Path, title: str, robot: Any, film: Film) ->
     # The camera looks along y, a little from above: what is farther away is higher in the picture.
     across = ends[..., 1] - root[:, None, None, 1]
     lines = np.stack([ends[..., 0] + 0.3 * across, ends[..., 2] + 0.3 * across], axis=-1)  # [T, bodies, 2, 2]
-    low, high = lines[..., 1].min(), lines[..., 1].max()
+    shadows = np.stack([lines[..., 0], ends[..., 2].min() + 0.3 * across], axis=-1)
+    low, high = min(lines[..., 1].min(), shadows[..., 1].min()), lines[..., 1].max()
     reach = 1.5 * max(high - low, np.ptp(lines[0, ..., 0]))
     figure = Figure(figsize=(6, 3))
     axes = figure.add_axes((0, 0.12, 1, 0.78))
     axes.set(ylim=(low - 0.1 * reach, low + 0.68 * reach), yticks=[])
-    axes.axhspan(-1000, 0.15 * reach, color="tab:gray", alpha=0.15)
     axes.grid(axis="x")
     axes.xaxis.set_major_formatter("{x:g} m")
     robots = axes.add_collection(LineCollection([], capstyle="round"))
@@ -65,9 +65,11 @@ def draw_episode(directory: pathlib.Path, title: str, robot: Any, film: Film) ->
     def frame(t: int) -> None:
         axes.set_xlim(root[t, 0] - reach, root[t, 0] + reach)
         far_first = np.argsort(-across[t].mean(axis=-1))
-        robots.set_segments(list(lines[t, far_first]))
-        robots.set_linewidth(2 * radii[far_first] * 6 * 72 / (2 * reach))  # points: 6 inches are 2 × reach
-        robots.set_color([colors[body] for body in far_first])
+        widths = 2 * radii[far_first] * 6 * 72 / (2 * reach)  # points: 6 inches are 2 × reach
+        robots.set_segments([*shadows[t], *np.repeat(lines[t, far_first], 2, axis=0)])  # each with a black outline
+        robots.set_linewidth([*widths, *np.outer(widths, (1, 0.75)).ravel()])
+        pairs = [("black", colors[body]) for body in far_first]
+        robots.set_color(["darkgray"] * len(pairs) + [color for pair in pairs for color in pair])
         axes.set_title(f"{title}: {steps[t] * dt:.1f} s, return {film.returns[steps[t]]:,.0f}", loc="left")
 
     FuncAnimation(figure, frame, len(steps)).save(directory / "replay.gif", PillowWriter(fps=10), dpi=80)
@@ -84,7 +86,7 @@ def _bodies(system: Any, position: np.ndarray, rotation: np.ndarray) -> tuple[np
         if kind not in (SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX):
             continue
         axis = np.argmax(size) if kind == BOX else 2
-        half = {SPHERE: 0.0, BOX: size[axis]}.get(kind, size[1]) * np.eye(3)[axis]
+        half = {SPHERE: 0.001, BOX: size[axis]}.get(kind, size[1]) * np.eye(3)[axis]
         ends, joints = offset + _rotate(turn, np.stack([-half, half])), 0
         if link:  # otherwise bolted to the world
             ends = position[:, link - 1, None] + _rotate(rotation[:, link - 1, None], ends)
