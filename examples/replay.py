@@ -60,7 +60,7 @@ def draw_episode(directory: pathlib.Path, title: str, robot: Any, film: Film) ->
     axes.set(ylim=(low - 0.1 * reach, low + 0.68 * reach), yticks=[])
     axes.grid(axis="x")
     axes.xaxis.set_major_formatter("{x:g} m")
-    robots = axes.add_collection(LineCollection([], capstyle="round"))
+    robots: Any = axes.add_collection(LineCollection([], capstyle="round"))
 
     def frame(t: int) -> None:
         axes.set_xlim(root[t, 0] - reach, root[t, 0] + reach)

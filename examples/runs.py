@@ -173,7 +173,7 @@ class Display(Progress):
 
     def note(self, text: str) -> None:
         """Shows what happens now."""
-        self.update(self.line, description=text)
+        self.update(self.line, description=text, refresh=True)
         if self.disable:
             console.print(text)
 
@@ -216,7 +216,8 @@ def train_or_play(config: Any, run: Run, directory: pathlib.Path, checkpoint: An
     """Evaluates, trains, evaluates again, and writes the results; or only evaluates and draws."""
     key = jax.random.PRNGKey(config.seed)  # Brax takes no key of the new kind
     key, env_key, eval_key = np.asarray(jax.random.split(key, 3))
-    state, rows, before = None, [], np.zeros(0)
+    state: Any = None
+    rows, before = [], np.zeros(0)
     if checkpoint:
         state, rows = checkpoints.fill(programs.state, checkpoint.arrays), checkpoint.rows
         state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, programs.state))
