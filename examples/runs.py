@@ -88,11 +88,11 @@ def read_options(
     """Returns the options, and the checkpoint of the run that is resumed or played, whose options are the defaults."""
 
     def read(config: Any) -> tuple[Any, Run]:
-        off = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-        fields: Any = [("options", config_type), ("run", Run)]
+        how = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+        fields: Any = [("training", config_type), ("run", Run)]
         both: Any = dataclasses.make_dataclass("Options", fields)
-        read = tyro.cli(both, description=description, args=arguments, default=both(config, Run()), config=off)
-        return read.options, read.run
+        options = tyro.cli(both, description=description, args=arguments, default=both(config, Run()), config=how)
+        return options.training, options.run
 
     config, run = read(config_type())
     config = with_devices(config)
