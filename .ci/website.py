@@ -117,10 +117,14 @@ TEMPLATES = {  # on top of pdoc's
     "page.html.jinja2": """{% extends "frame.html.jinja2" %}
         {% block title %}{{ title }}{% endblock %}
         {% block nav %}{% include "navigation.html.jinja2" %}{% if sections %}<h2>Contents</h2>{% endif %}<ul>
-        {% for id, section in sections %}<li><a href="#{{ id }}">{{ section }}</a></li>{% endfor %}</ul>{% endblock %}
+        {% for id, text, tag in sections %}<li class="{{ tag }}"><a href="#{{ id }}">{{ text }}</a></li>{% endfor %}
+        </ul>{% endblock %}
         {% block content %}<main class="pdoc">{{ content | safe }}</main>{% endblock %}""",
-    "custom.css": """.pdoc table { display: block; overflow-x: auto; margin-bottom: 1rem; }
-        .pdoc :is(td, th) { border: 1px solid var(--accent2); padding: .3rem .6rem; } .pdoc img { max-width: 100%; }""",
+    "custom.css": """:root { --sidebar-width: clamp(12rem, 24vw, 20rem) }
+        nav h2 { font-size: 1.5rem } nav .h3 { margin-left: 1rem }
+        main.pdoc { width: calc(68rem + var(--sidebar-width)); max-width: 100% } main.pdoc img { max-width: 100% }
+        main.pdoc table { display: block; overflow-x: auto; margin-bottom: 1rem } td code { overflow-wrap: anywhere }
+        main.pdoc :is(td, th) { border: 1px solid var(--accent2); padding: .3rem .6rem } td:has(code) { min-width: 13.5rem }""",
 }
 
 
@@ -142,14 +146,19 @@ MARKDOWN = MarkdownIt("commonmark", {"highlight": highlighted}).enable("table")
 MARKDOWN.use(dollarmath_plugin, renderer=for_mathjax).use(anchors_plugin, max_level=6)  # the anchors that GitHub gives
 
 
+def fenced(code: str, language: str = "") -> str:
+    """Returns a block of code in Markdown."""
+    return f"`````{language}\n{code.rstrip()}\n`````"
+
+
 def cells_in_markdown(notebook: str) -> Iterator[str]:
     """Yields text, code and results."""
     for cell in json.loads(notebook)["cells"]:
         source = "".join(cell["source"])
-        yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        yield source if cell["cell_type"] == "markdown" else fenced(source, "python")
         for output in cell.get("outputs", []):
             if output["output_type"] == "stream":
-                yield f"```\n{''.join(output['text'])}```"
+                yield fenced("".join(output["text"]))
             else:
                 yield f"![](data:image/png;base64,{output['data']['image/png'].strip()})"
 
@@ -159,7 +168,7 @@ def in_markdown(path: pathlib.PurePath) -> str:
     text = (ROOT / path).read_text()
     if path.suffix == ".ipynb":
         return "\n\n".join(cells_in_markdown(text))
-    return text if path.suffix == ".md" else f"# `{path}`\n`````{path.suffix[1:]}\n{text}`````"
+    return text if path.suffix == ".md" else f"# `{path}`\n{fenced(text, path.suffix[1:])}"
 
 
 def title_of(path: pathlib.PurePath) -> str:
@@ -178,7 +187,7 @@ def url_of(path: pathlib.PurePath) -> str:
 
 def write_page(path: pathlib.PurePath, directory: pathlib.Path) -> set[pathlib.PurePath]:
     """Writes the page of a file, and returns the files that it links to."""
-    tokens, url = MARKDOWN.parse(in_markdown(path)), url_of(path)
+    url, tokens = url_of(path), MARKDOWN.parse(in_markdown(path))
     linked = set()
     for token in itertools.chain.from_iterable(token.children or [] for token in tokens):
         for name in {"href", "src"} & token.attrs.keys():
@@ -187,17 +196,17 @@ def write_page(path: pathlib.PurePath, directory: pathlib.Path) -> set[pathlib.P
                 file = pathlib.PurePath(os.path.normpath(path.parent / link.path))
                 linked.add(file)
                 token.attrs[name] = link._replace(path=os.path.relpath(url_of(file), f"{url}/..")).geturl()
-    template = pdoc.render.env.get_template("page.html.jinja2")
-    page = template.render(
+    content = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+    page = pdoc.render.env.get_template("page.html.jinja2").render(
         title=title_of(path),
         root="../" * url.count("/"),
         sections=[
-            (a.attrs["id"], b.content.replace("`", ""))
-            for a, b in itertools.pairwise(tokens)
-            if (a.type, a.tag) == ("heading_open", "h2")
+            (heading.attrs["id"], text.content.replace("`", ""), heading.tag)
+            for heading, text in itertools.pairwise(tokens)
+            if heading.type == "heading_open" and heading.tag in ("h2", "h3")
         ],
-        content=MARKDOWN.renderer.render(tokens, MARKDOWN.options, {}),
-        math=path.suffix == ".ipynb",
+        content=content,
+        math='class="math' in content,
     )
     (directory / url).parent.mkdir(parents=True, exist_ok=True)
     (directory / url).write_text(page)
