@@ -18,7 +18,6 @@ import re
 import shutil
 import sys
 import tempfile
-import types
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -68,29 +67,15 @@ def displayed(lines: str) -> str:
     """Returns equations in MathJax's syntax, to which the docstrings keep: Greek letters, subscripts, braces."""
     if re.search(r"[_^]\(", lines):
         raise SystemExit(f"a subscript or superscript of several characters stands in braces, s_{{t+1}}; got\n{lines}")
-    rows = [aligned(WORD.sub(upright, line.strip())) for line in lines.splitlines()]
+    upright = WORD.sub(lambda word: r"\mathrm{" + word[0].replace("_", r"\_") + "}", lines)
+    rows = [line.strip().replace("=", "&=", 1) for line in upright.splitlines()]  # aligned at the first equals sign
     return "<div>" + html.escape(r"\[\begin{aligned}" + r" \\ ".join(rows) + r"\end{aligned}\]") + "</div>\n"
-
-
-def aligned(equation: str) -> str:
-    """Marks the first equals sign, where rows are aligned."""
-    return equation.replace("=", "&=", 1)
-
-
-def upright(word: re.Match[str]) -> str:
-    """Returns a word that is set upright, as one name."""
-    return r"\mathrm{" + word[0].replace("_", r"\_") + "}"
-
-
-def public_names(package: types.ModuleType) -> list[str]:
-    """What the package exports, and its public modules."""
-    return [name for name in vars(package) if not name.startswith("_")]
 
 
 def write_api(directory: pathlib.Path) -> None:
     """Writes a page for each public module."""
     for package in (gae_jax, gae_jax.testing):
-        package.__all__ = public_names(package)
+        package.__all__ = [name for name in vars(package) if not name.startswith("_")]
     to_markdown = pdoc.render.env.filters["to_markdown"]
 
     @jinja2.pass_context
@@ -120,11 +105,15 @@ TEMPLATES = {  # on top of pdoc's
         {% for id, text, tag in sections %}<li class="{{ tag }}"><a href="#{{ id }}">{{ text }}</a></li>{% endfor %}
         </ul>{% endblock %}
         {% block content %}<main class="pdoc">{{ content | safe }}</main>{% endblock %}""",
-    "custom.css": """:root { --sidebar-width: clamp(12rem, 24vw, 20rem) }
-        nav h2 { font-size: 1.5rem } nav .h3 { margin-left: 1rem }
-        main.pdoc { width: calc(68rem + var(--sidebar-width)); max-width: 100% } main.pdoc img { max-width: 100% }
-        main.pdoc table { display: block; overflow-x: auto; margin-bottom: 1rem } td code { overflow-wrap: anywhere }
-        main.pdoc :is(td, th) { border: 1px solid var(--accent2); padding: .3rem .6rem } td:has(code) { min-width: 13.5rem }""",
+    "custom.css": """
+        :root { --sidebar-width: clamp(12rem, 24vw, 20rem) }
+        nav h2 { font-size: 1.5rem }
+        nav .h3 { margin-left: 1rem }
+        main.pdoc { width: calc(68rem + var(--sidebar-width)); max-width: 100% }
+        main img { max-width: 100% }
+        main table { display: block; overflow-x: auto; margin-bottom: 1rem }
+        main :is(td, th) { border: 1px solid var(--accent2); padding: .3rem .6rem }
+        td:has(code) { min-width: 13.5rem; overflow-wrap: anywhere }""",
 }
 
 
@@ -215,9 +204,8 @@ def write_page(path: pathlib.PurePath, directory: pathlib.Path) -> set[pathlib.P
 
 def broken_links(directory: pathlib.Path) -> Iterator[str]:
     """Yields the links to files and anchors that the site does not have."""
-    pages = {
-        path: re.sub("<script.*?</script>", "", path.read_text(), flags=re.S) for path in directory.rglob("*.html")
-    }
+    script = re.compile("<script.*?</script>", re.S)
+    pages = {path: script.sub("", path.read_text()) for path in directory.rglob("*.html")}
     anchors = {path: {"", *re.findall(' id="([^"]*)"', page)} for path, page in pages.items()}
     for path, page in pages.items():
         for text in sorted(set(re.findall(' (?:href|src)="([^"]*)"', page))):
@@ -230,10 +218,10 @@ def broken_links(directory: pathlib.Path) -> Iterator[str]:
 def write_site(directory: pathlib.Path) -> None:
     """Writes the API, then the pages and what they link to."""
     files = [path.relative_to(ROOT) for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
-    navigation = [(url_of(path), title_of(path)) for path in files]
     pdoc.render.configure(docformat="google", math=True)
     pdoc.render.env.loader = jinja2.ChoiceLoader([jinja2.DictLoader(TEMPLATES), pdoc.render.env.loader])
-    pdoc.render.env.globals["navigation"] = [("index.html", "README"), ("gae_jax.html", "API"), *navigation[1:]]
+    pdoc.render.env.globals["navigation"] = [("index.html", "README"), ("gae_jax.html", "API")]
+    pdoc.render.env.globals["navigation"] += [(url_of(path), title_of(path)) for path in files[1:]]
     write_api(directory)
     for path in files:  # it grows
         if not (ROOT / path).is_file():
