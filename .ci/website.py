@@ -18,7 +18,6 @@ import re
 import shutil
 import sys
 import tempfile
-import types
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -68,29 +67,15 @@ def displayed(lines: str) -> str:
     """Returns equations in MathJax's syntax, to which the docstrings keep: Greek letters, subscripts, braces."""
     if re.search(r"[_^]\(", lines):
         raise SystemExit(f"a subscript or superscript of several characters stands in braces, s_{{t+1}}; got\n{lines}")
-    rows = [aligned(WORD.sub(upright, line.strip())) for line in lines.splitlines()]
+    upright = WORD.sub(lambda word: r"\mathrm{" + word[0].replace("_", r"\_") + "}", lines)
+    rows = [line.strip().replace("=", "&=", 1) for line in upright.splitlines()]  # aligned at the first equals sign
     return "<div>" + html.escape(r"\[\begin{aligned}" + r" \\ ".join(rows) + r"\end{aligned}\]") + "</div>\n"
-
-
-def aligned(equation: str) -> str:
-    """Marks the first equals sign, where rows are aligned."""
-    return equation.replace("=", "&=", 1)
-
-
-def upright(word: re.Match[str]) -> str:
-    """Returns a word that is set upright, as one name."""
-    return r"\mathrm{" + word[0].replace("_", r"\_") + "}"
-
-
-def public_names(package: types.ModuleType) -> list[str]:
-    """What the package exports, and its public modules."""
-    return [name for name in vars(package) if not name.startswith("_")]
 
 
 def write_api(directory: pathlib.Path) -> None:
     """Writes a page for each public module."""
     for package in (gae_jax, gae_jax.testing):
-        package.__all__ = public_names(package)
+        package.__all__ = [name for name in vars(package) if not name.startswith("_")]
     to_markdown = pdoc.render.env.filters["to_markdown"]
 
     @jinja2.pass_context
@@ -117,10 +102,18 @@ TEMPLATES = {  # on top of pdoc's
     "page.html.jinja2": """{% extends "frame.html.jinja2" %}
         {% block title %}{{ title }}{% endblock %}
         {% block nav %}{% include "navigation.html.jinja2" %}{% if sections %}<h2>Contents</h2>{% endif %}<ul>
-        {% for id, section in sections %}<li><a href="#{{ id }}">{{ section }}</a></li>{% endfor %}</ul>{% endblock %}
+        {% for id, text, tag in sections %}<li class="{{ tag }}"><a href="#{{ id }}">{{ text }}</a></li>{% endfor %}
+        </ul>{% endblock %}
         {% block content %}<main class="pdoc">{{ content | safe }}</main>{% endblock %}""",
-    "custom.css": """.pdoc table { display: block; overflow-x: auto; margin-bottom: 1rem; }
-        .pdoc :is(td, th) { border: 1px solid var(--accent2); padding: .3rem .6rem; } .pdoc img { max-width: 100%; }""",
+    "custom.css": """
+        :root { --sidebar-width: clamp(12rem, 24vw, 20rem) }
+        nav h2 { font-size: 1.5rem }
+        nav .h3 { margin-left: 1rem }
+        main.pdoc { width: calc(68rem + var(--sidebar-width)); max-width: 100% }
+        main img { max-width: 100% }
+        main table { display: block; overflow-x: auto; margin-bottom: 1rem }
+        main :is(td, th) { border: 1px solid var(--accent2); padding: .3rem .6rem }
+        td:has(code) { min-width: 13.5rem; overflow-wrap: anywhere }""",
 }
 
 
@@ -142,14 +135,19 @@ MARKDOWN = MarkdownIt("commonmark", {"highlight": highlighted}).enable("table")
 MARKDOWN.use(dollarmath_plugin, renderer=for_mathjax).use(anchors_plugin, max_level=6)  # the anchors that GitHub gives
 
 
+def fenced(code: str, language: str = "") -> str:
+    """Returns a block of code in Markdown."""
+    return f"`````{language}\n{code.rstrip()}\n`````"
+
+
 def cells_in_markdown(notebook: str) -> Iterator[str]:
     """Yields text, code and results."""
     for cell in json.loads(notebook)["cells"]:
         source = "".join(cell["source"])
-        yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        yield source if cell["cell_type"] == "markdown" else fenced(source, "python")
         for output in cell.get("outputs", []):
             if output["output_type"] == "stream":
-                yield f"```\n{''.join(output['text'])}```"
+                yield fenced("".join(output["text"]))
             else:
                 yield f"![](data:image/png;base64,{output['data']['image/png'].strip()})"
 
@@ -159,7 +157,7 @@ def in_markdown(path: pathlib.PurePath) -> str:
     text = (ROOT / path).read_text()
     if path.suffix == ".ipynb":
         return "\n\n".join(cells_in_markdown(text))
-    return text if path.suffix == ".md" else f"# `{path}`\n`````{path.suffix[1:]}\n{text}`````"
+    return text if path.suffix == ".md" else f"# `{path}`\n{fenced(text, path.suffix[1:])}"
 
 
 def title_of(path: pathlib.PurePath) -> str:
@@ -178,7 +176,7 @@ def url_of(path: pathlib.PurePath) -> str:
 
 def write_page(path: pathlib.PurePath, directory: pathlib.Path) -> set[pathlib.PurePath]:
     """Writes the page of a file, and returns the files that it links to."""
-    tokens, url = MARKDOWN.parse(in_markdown(path)), url_of(path)
+    url, tokens = url_of(path), MARKDOWN.parse(in_markdown(path))
     linked = set()
     for token in itertools.chain.from_iterable(token.children or [] for token in tokens):
         for name in {"href", "src"} & token.attrs.keys():
@@ -187,17 +185,17 @@ def write_page(path: pathlib.PurePath, directory: pathlib.Path) -> set[pathlib.P
                 file = pathlib.PurePath(os.path.normpath(path.parent / link.path))
                 linked.add(file)
                 token.attrs[name] = link._replace(path=os.path.relpath(url_of(file), f"{url}/..")).geturl()
-    template = pdoc.render.env.get_template("page.html.jinja2")
-    page = template.render(
+    content = MARKDOWN.renderer.render(tokens, MARKDOWN.options, {})
+    page = pdoc.render.env.get_template("page.html.jinja2").render(
         title=title_of(path),
         root="../" * url.count("/"),
         sections=[
-            (a.attrs["id"], b.content.replace("`", ""))
-            for a, b in itertools.pairwise(tokens)
-            if (a.type, a.tag) == ("heading_open", "h2")
+            (heading.attrs["id"], text.content.replace("`", ""), heading.tag)
+            for heading, text in itertools.pairwise(tokens)
+            if heading.type == "heading_open" and heading.tag in ("h2", "h3")
         ],
-        content=MARKDOWN.renderer.render(tokens, MARKDOWN.options, {}),
-        math=path.suffix == ".ipynb",
+        content=content,
+        math='class="math' in content,
     )
     (directory / url).parent.mkdir(parents=True, exist_ok=True)
     (directory / url).write_text(page)
@@ -206,9 +204,8 @@ def write_page(path: pathlib.PurePath, directory: pathlib.Path) -> set[pathlib.P
 
 def broken_links(directory: pathlib.Path) -> Iterator[str]:
     """Yields the links to files and anchors that the site does not have."""
-    pages = {
-        path: re.sub("<script.*?</script>", "", path.read_text(), flags=re.S) for path in directory.rglob("*.html")
-    }
+    script = re.compile("<script.*?</script>", re.S)
+    pages = {path: script.sub("", path.read_text()) for path in directory.rglob("*.html")}
     anchors = {path: {"", *re.findall(' id="([^"]*)"', page)} for path, page in pages.items()}
     for path, page in pages.items():
         for text in sorted(set(re.findall(' (?:href|src)="([^"]*)"', page))):
@@ -221,10 +218,10 @@ def broken_links(directory: pathlib.Path) -> Iterator[str]:
 def write_site(directory: pathlib.Path) -> None:
     """Writes the API, then the pages and what they link to."""
     files = [path.relative_to(ROOT) for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
-    navigation = [(url_of(path), title_of(path)) for path in files]
     pdoc.render.configure(docformat="google", math=True)
     pdoc.render.env.loader = jinja2.ChoiceLoader([jinja2.DictLoader(TEMPLATES), pdoc.render.env.loader])
-    pdoc.render.env.globals["navigation"] = [("index.html", "README"), ("gae_jax.html", "API"), *navigation[1:]]
+    pdoc.render.env.globals["navigation"] = [("index.html", "README"), ("gae_jax.html", "API")]
+    pdoc.render.env.globals["navigation"] += [(url_of(path), title_of(path)) for path in files[1:]]
     write_api(directory)
     for path in files:  # it grows
         if not (ROOT / path).is_file():
