@@ -5,15 +5,27 @@ import io
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
+from command_line import require
 from jax import Array
 
-BACKENDS = ("spring", "generalized", "positional", "mjx")
-ENVIRONMENTS = (  # all of Brax's except swimmer, which fails with current versions of JAX
-    *("ant", "fast", "halfcheetah", "hopper", "humanoid", "humanoidstandup"),
-    *("inverted_double_pendulum", "inverted_pendulum", "pusher", "reacher", "walker2d"),
-)
+require("examples", "brax", "flax", "matplotlib", "optax", "orbax", "PIL", "rich", "tyro")
+
+Backend = Literal["spring", "generalized", "positional", "mjx"]
+Environment = Literal[  # all of Brax's except swimmer, which fails with current versions of JAX
+    "ant",
+    "fast",
+    "halfcheetah",
+    "hopper",
+    "humanoid",
+    "humanoidstandup",
+    "inverted_double_pendulum",
+    "inverted_pendulum",
+    "pusher",
+    "reacher",
+    "walker2d",
+]
 
 
 def make(config: Any) -> Any:

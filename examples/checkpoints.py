@@ -1,127 +1,93 @@
-"""Files of a run: arrays without pickle, written whole or not at all, by one process at a time.
+"""Checkpoints of a run by Orbax: written whole or not at all, and never half believed."""
 
-A file is written under another name and then renamed. So a crash, a kill or a full disk leaves the file of before.
-"""
-
-import contextlib
 import json
-import os
+import logging
 import pathlib
-import socket
-import zipfile
-from collections.abc import Iterator
-from typing import IO, Any
+import sys
+import zlib
+from typing import Any, NamedTuple
 
+import absl.logging
 import jax
 import numpy as np
 from command_line import refuse
-from jax import Array
-from jax.experimental.multihost_utils import process_allgather
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+absl.logging.set_verbosity(absl.logging.ERROR)
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
-def lock(directory: pathlib.Path) -> IO[str]:
-    """Makes the directory and locks it, or refuses and names the process that holds the lock.
+class Checkpoint(NamedTuple):
+    """What a file of a run holds."""
 
-    The kernel drops the lock when the process ends, in whatever way: no lock outlives its process. Windows has no such
-    lock, and there none is taken.
-
-    Args:
-      directory: where a run writes its files.
-
-    Returns:
-      The open lock file. To close it is to unlock the directory.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("a+")
-        if fcntl and not _take(file, fcntl):
-            file.seek(0)
-            holder = file.read() or "an unknown process"
-            file.close()
-            refuse(f"--out: another run writes to {directory}: {holder}; wait for its end, or choose another --out")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-    except OSError as error:
-        refuse(f"--out: cannot write to {directory}: {error.strerror}")
-    return file
-
-
-def _take(file: IO[str], fcntl: Any) -> bool:
-    """Locks an open file, unless another process holds it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the path of a temporary file that replaces `path` at the end; refuses to go on where that fails."""
-    temporary = path.with_name(f"new-{path.name}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # a disk may be found to be full as late as here
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        kept = f"; {path} is as it was before" if path.exists() else ""
-        refuse(f"cannot write {path}: {error.strerror}{kept}")
+    config: dict[str, Any]
+    rows: list[list[float]]  # the reports so far
+    arrays: dict[str, np.ndarray]  # the state by name
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Flattens a tree to arrays with readable names."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    """Returns the leaves of a tree by name, such as `params.params.Dense_0.kernel`."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def save(path: pathlib.Path, config: dict[str, Any], tree: Any) -> None:
-    """Writes arrays and options. All processes call it, since each has only a part of each array; the first writes."""
-    leaves = named_leaves(tree)
-    leaves |= {name: process_allgather(x, tiled=True) for name, x in leaves.items() if isinstance(x, Array)}
-    if jax.process_index() == 0:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, config=np.array(json.dumps(config)), **leaves)
+def manager(directory: pathlib.Path) -> Any:
+    """Opens the checkpoints of a run. Orbax writes one beside its predecessor and renames it at the end."""
+    import orbax.checkpoint as ocp  # half a second
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    return ocp.CheckpointManager((directory / "checkpoints").absolute(), options=options)
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads all of a file that `save` wrote, or refuses; the checksums of the file find flipped bytes.
+def save(manager: Any, step: int, config: dict[str, Any], rows: list[list[float]], state: Any) -> None:
+    """Saves a state that replaces the one of before; where that fails, the one of before stays."""
+    import orbax.checkpoint as ocp
 
-    Args:
-      path: an npz file.
-
-    Returns:
-      The options and the arrays by name.
-    """
+    arrays = named_leaves(jax.device_get(state))
+    about = {"config": config, "rows": rows}
+    about["checksum"] = checksum(Checkpoint(**about, arrays=arrays))
     try:
-        with zipfile.ZipFile(path) as file:
-            if damaged := file.testzip():  # before anything in the file is believed, such as the size of an array
-                raise ValueError(f"wrong checksum of {damaged}")
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        config = json.loads(str(arrays.pop("config")))
-        if not isinstance(config, dict):
-            raise TypeError(f"the options are a {type(config).__name__}")
-    except FileNotFoundError:
-        refuse(f"there is no {path}")
-    except Exception as error:  # of many kinds: damage can make a zip file ask for a password
-        refuse(f"{path} is damaged, or no file of this program: {error}")
-    return config, arrays
+        manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), about=ocp.args.JsonSave(about)))
+    except Exception as error:  # of the file system, in many wrappings
+        refuse(f"cannot save a checkpoint: {error}")
 
 
-def fill(path: pathlib.Path, arrays: dict[str, np.ndarray], like: Any) -> Any:
-    """Builds a tree of the structure, shapes and dtypes of `like` from what `read` returned, or refuses."""
-    for name, x in named_leaves(like).items():
-        if name not in arrays:
-            refuse(f"{path} has no {name}: not a file of this kind")
-        if (arrays[name].shape, arrays[name].dtype) != (x.shape, x.dtype):
-            got, want = (f"{y.dtype}{list(y.shape)}" for y in (arrays[name], x))
-            refuse(f"{path} has {name} of {got} where the run needs {want}")
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named_leaves(like)])
+def load(directory: pathlib.Path) -> Checkpoint:
+    """Reads the latest checkpoint of a run, or refuses a directory without one and one with damage."""
+    import orbax.checkpoint as ocp
+
+    if not (directory / "checkpoints").is_dir():
+        refuse(f"there is no run in {directory}")
+    # Where one array cannot be read, Orbax's threads print that the others cannot be either.
+    unraisablehook, sys.unraisablehook = sys.unraisablehook, lambda *_: None
+    try:
+        with manager(directory) as opened:
+            step = opened.latest_step()
+            if step is None:
+                refuse(f"the run in {directory} has no checkpoint")
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(), about=ocp.args.JsonRestore())
+            stored = opened.restore(step, args=args)
+        arrays = {name: np.asarray(x) for name, x in stored["state"].items()}
+        checkpoint = Checkpoint(stored["about"]["config"], stored["about"]["rows"], arrays)
+        if checksum(checkpoint) != stored["about"]["checksum"]:  # Orbax itself restores flipped bits
+            raise ValueError("wrong checksum")
+    except Exception as error:
+        refuse(f"the checkpoint in {directory} is damaged, or not one of this program: {str(error)[:100]}")
+    sys.unraisablehook = unraisablehook
+    return checkpoint
+
+
+def checksum(checkpoint: Checkpoint) -> int:
+    """Returns the CRC-32 of everything in a checkpoint."""
+    crc = zlib.crc32(json.dumps([checkpoint.config, checkpoint.rows]).encode())
+    for name, x in sorted(checkpoint.arrays.items()):
+        crc = zlib.crc32(f"{name} {x.dtype} {x.shape}".encode() + x.tobytes(), crc)
+    return crc
+
+
+def fill(like: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """Returns a tree of the structure, shapes and dtypes of `like`, with the arrays of a checkpoint, or refuses."""
+    leaves = named_leaves(like)
+    for name, x in leaves.items():
+        if name not in arrays or (arrays[name].shape, arrays[name].dtype) != (x.shape, x.dtype):
+            refuse(f"the checkpoint has no {name} of {x.dtype}{list(x.shape)}: it is not one of this program")
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])

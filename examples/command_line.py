@@ -52,20 +52,8 @@ def number(kind: Callable[[str], Any], wanted: str, valid: Callable[[Any], bool]
 
 count = number(int, "a whole number, at least 1", lambda x: x >= 1)
 index = number(int, "a whole number, at least 0", lambda x: x >= 0)
-seed_number = number(int, "a whole number from 0 to 2^32 - 1", lambda x: 0 <= x < 2**32)
-positive = number(float, "a positive number", lambda x: 0 < x < math.inf)
 fraction = number(float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-
-
-def one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
-    """Returns the `type` of an option that takes one of some words."""
-
-    def read(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}; got {text}")
-        return text
-
-    return read
+positive = number(float, "a positive number", lambda x: 0 < x < math.inf)
 
 
 def file_to_write(*suffixes: str) -> Callable[[str], pathlib.Path]:

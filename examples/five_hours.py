@@ -1,11 +1,12 @@
 """Trains a small PPO agent with the right advantages and with common GAE bugs, and writes its learning curves.
 
     python examples/five_hours.py --out examples/five_hours.json    # 32 seeds of each: some minutes on two CPU cores
+    python examples/five_hours.py --draw examples/five_hours.png    # the figure of the README, without training
     python examples/five_hours.py --help
 
 The task is to balance a pole on a cart (Barto, Sutton and Anderson, 1983), with a reward of 1 a step. An episode of
 training terminates when the pole or the cart leaves its bounds, and is truncated by a time limit. An evaluation has
-five times as many steps, so it shows what training never does. `examples/gae_explained.ipynb` draws the result.
+five times as many steps, so it shows what training never does. `examples/gae_explained.ipynb` draws all results.
 """
 
 import functools
@@ -97,7 +98,47 @@ BUGS: dict[str, Callable[..., Array]] = {
     "λ missing on the first hop": lambda_missing_on_the_first_hop,
 }
 
-TRAINED = tuple(name for name in BUGS if name != "V(s_t) for V(final)")  # in this task the two values are nearly equal
+LEFT_OUT = "V(s_t) for V(final)"  # in this task the two values are nearly equal
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The orders. Each takes a random key and the right advantages, `[STEPS, ENVS]`, and moves advantages to other rows.
+
+
+def in_order(key: Array, advantages: Array) -> Array:
+    """Every advantage stays where it belongs."""
+    return advantages
+
+
+def random_order_of_time(key: Array, advantages: Array) -> Array:
+    """A worker keeps its advantages, in a random order of time."""
+    return jax.random.permutation(key, advantages, axis=0, independent=True)
+
+
+def mean_of_the_worker(key: Array, advantages: Array) -> Array:
+    """Every row of a worker has the mean of the worker's advantages."""
+    return jnp.broadcast_to(advantages.mean(axis=0), advantages.shape)
+
+
+def reversed_of_another_worker(key: Array, advantages: Array) -> Array:
+    """A worker has the advantages of another worker, in reverse."""
+    distance = jax.random.randint(key, (), 1, advantages.shape[1])
+    return jnp.roll(advantages[::-1], distance, axis=1)
+
+
+def all_shuffled(key: Array, advantages: Array) -> Array:
+    """Any row of any worker has any advantage."""
+    return jax.random.permutation(key, advantages.ravel()).reshape(advantages.shape)
+
+
+ORDERS: dict[str, Callable[[Array, Array], Array]] = {
+    "random order of time": random_order_of_time,
+    "mean of the worker": mean_of_the_worker,
+    "reverse of another worker": reversed_of_another_worker,
+    "all shuffled": all_shuffled,
+}
+
+TRAINED = {name: (estimate, in_order) for name, estimate in BUGS.items() if name != LEFT_OUT}
+TRAINED |= {name: (right, order) for name, order in ORDERS.items()}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The task.
@@ -198,11 +239,9 @@ def adam(params: Any, moments: Any, gradient: Any, count: Array) -> tuple[Any, A
     return jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-8), params, first, second), (first, second)
 
 
-def iterate(estimate: Callable[..., Array], state: Any, key: Array) -> tuple[Any, tuple[Array, Array]]:
-    """Acts, estimates advantages, and learns; returns how many steps the episodes that ended had, and their number."""
-    params, moments, count, envs = state
-    act_key, learn_key = jax.random.split(key)
-    envs, rollout = lax.scan(functools.partial(act, params), envs, jax.random.split(act_key, STEPS))
+def collect(estimate: Callable[..., Array], params: Any, envs: Any, key: Array) -> tuple[Any, Rollout, Array]:
+    """Acts for STEPS steps, and estimates the advantages of the rollout."""
+    envs, rollout = lax.scan(functools.partial(act, params), envs, jax.random.split(key, STEPS))
     advantages = estimate(
         rewards=jnp.ones_like(rollout.value),
         values=rollout.value,
@@ -213,6 +252,15 @@ def iterate(estimate: Callable[..., Array], state: Any, key: Array) -> tuple[Any
         gamma=GAMMA,
         lambda_=LAMBDA,
     )
+    return envs, rollout, advantages
+
+
+def iterate(estimate: Any, order: Any, state: Any, key: Array) -> tuple[Any, tuple[Array, Array]]:
+    """Acts, estimates advantages, and learns; returns how many steps the episodes that ended had, and their number."""
+    params, moments, count, envs = state
+    act_key, order_key, learn_key = jax.random.split(key, 3)
+    envs, rollout, advantages = collect(estimate, params, envs, act_key)
+    advantages = order(order_key, advantages)
     data = jax.tree.map(
         lambda x: x.reshape(STEPS * ENVS, *x.shape[2:]), (rollout, advantages, advantages + rollout.value)
     )
@@ -242,35 +290,42 @@ def evaluate(params: Any, key: Array) -> Array:
     return up.sum(axis=0).mean()
 
 
-def train(estimate: Callable[..., Array], key: Array) -> tuple[Array, Array]:
+def untrained(policy_key: Array, value_key: Array, env_key: Array) -> Any:
+    """Returns the state of an agent before training: parameters, Adam's moments and count, environments."""
+    params = {"policy": network(policy_key, 2, 0.01), "value": network(value_key, 1, 1.0)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    envs = jax.vmap(reset)(jax.random.split(env_key, ENVS)), jnp.zeros(ENVS, jnp.int32)
+    return params, (zeros, zeros), jnp.zeros(()), envs
+
+
+def train(estimate: Callable[..., Array], order: Callable[[Array, Array], Array], key: Array) -> tuple[Array, Array]:
     """Trains one agent.
 
     Args:
       estimate: one of BUGS.
+      order: `in_order`, or one of ORDERS.
       key: decides all that is random.
 
     Returns:
       The evaluations, `[EVALUATIONS + 1]`, the first one before training; and the mean length of the episodes of
       training between them, `[EVALUATIONS]`.
     """
-    policy_key, value_key, env_key, train_key, eval_key = jax.random.split(key, 5)
-    params = {"policy": network(policy_key, 2, 0.01), "value": network(value_key, 1, 1.0)}
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    envs = jax.vmap(reset)(jax.random.split(env_key, ENVS)), jnp.zeros(ENVS, jnp.int32)
+    *start_keys, train_key, eval_key = jax.random.split(key, 5)
+    state = untrained(*start_keys)
 
     def chunk(state: Any, keys: Array) -> tuple[Any, tuple[Array, Array]]:
-        state, (steps, episodes) = lax.scan(functools.partial(iterate, estimate), state, keys)
+        state, (steps, episodes) = lax.scan(functools.partial(iterate, estimate, order), state, keys)
         return state, (evaluate(state[0], eval_key), steps.sum() / jnp.maximum(1, episodes.sum()))
 
     keys = jax.random.split(train_key, (EVALUATIONS, ITERATIONS_BETWEEN))
-    _, (evaluations, lengths) = lax.scan(chunk, (params, (zeros, zeros), jnp.zeros(()), envs), keys)
-    return jnp.append(evaluate(params, eval_key), evaluations), lengths
+    _, (evaluations, lengths) = lax.scan(chunk, state, keys)
+    return jnp.append(evaluate(state[0], eval_key), evaluations), lengths
 
 
-def train_seeds(estimate: Callable[..., Array], seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Trains agents 0 to seeds - 1, one after the other; returns what `train` does, with a leading axis of seeds."""
+def train_seeds(name: str, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Trains agents 0 to seeds - 1 of TRAINED[name], all at once; returns what `train` does, with an axis of seeds."""
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    evaluations, lengths = jax.jit(lambda keys: lax.map(functools.partial(train, estimate), keys))(keys)
+    evaluations, lengths = jax.jit(jax.vmap(functools.partial(train, *TRAINED[name])))(keys)
     return np.asarray(evaluations, np.float64), np.asarray(lengths, np.float64)
 
 
@@ -289,38 +344,65 @@ def machine() -> dict[str, Any]:
     }
 
 
+def refuse_unless_writable(option: str, path: pathlib.Path) -> None:
+    """Refuses a path that no file can be written to."""
+    try:
+        existed = path.exists()
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        command_line.refuse(f"{option}: cannot write {str(path)!r}: {error.strerror}")
+
+
 def main() -> None:
-    """Trains every variant and writes the file."""
+    """Trains every variant and writes the file, or draws."""
     parser = command_line.Parser(__doc__ or "")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("five_hours.json"), help="where to write")
-    parser.add_argument("--seeds", type=int, default=32, help="agents of each variant")
+    seeds = command_line.number(int, "a whole number from 1 to 1024", lambda x: 1 <= x <= 1024)
+    parser.add_argument("--seeds", type=seeds, default=32, help="agents of each variant")
+    parser.add_argument("--draw", type=pathlib.Path, help="draw the results beside this script, and train nothing")
     options = parser.parse_args()
-    if options.seeds < 1:
-        command_line.refuse(f"--seeds: must be at least 1; got {options.seeds}")
-    if not options.out.parent.is_dir():
-        command_line.refuse(f"--out: there is no directory {options.out.parent}")
+    if options.draw is None:
+        refuse_unless_writable("--out", options.out)
+        write_results(options.out, options.seeds)
+    else:
+        command_line.require("notebook", "matplotlib")
+        refuse_unless_writable("--draw", options.draw)
+        draw(options.draw)
 
+
+def draw(path: pathlib.Path) -> None:
+    """Draws the figure of the README from the results that lie beside this script."""
+    import gae_figures
+
+    record = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    gae_figures.same_curve_worse_agent(record).savefig(path, format="png")
+    print(f"wrote {path}")
+
+
+def write_results(path: pathlib.Path, seeds: int) -> None:
+    """Trains every variant and writes the file."""
     results = {}
     for name in TRAINED:
-        start, cpu_start = time.perf_counter(), time.process_time()
-        evaluations, lengths = train_seeds(BUGS[name], options.seeds)
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-        print(f"{name}: {evaluations[:, -1].mean():.0f} of {EVALUATION_STEPS} steps, after {seconds:.0f} s", flush=True)
+        start = time.process_time()
+        evaluations, lengths = train_seeds(name, seeds)
+        cpu_seconds = time.process_time() - start
+        print(f"{name}: {evaluations[:, -1].mean():.0f} of {EVALUATION_STEPS} steps", flush=True)
         results[name] = {
             "evaluations": evaluations.round(1).tolist(),
             "training_lengths": lengths.round(1).tolist(),
-            "seconds": round(seconds, 1),
             "cpu_seconds": round(cpu_seconds, 1),
         }
     settings = {
-        "seeds": options.seeds,
+        "seeds": seeds,
         "time_limit": TIME_LIMIT,
         "evaluation_steps": EVALUATION_STEPS,
         "steps_between_evaluations": ITERATIONS_BETWEEN * STEPS * ENVS,
     }
     text = json.dumps({"machine": machine(), "settings": settings, "results": results}, ensure_ascii=False)
-    options.out.write_text(text.replace("], [", "],\n[") + "\n", encoding="utf-8")  # one line for each seed
-    print(f"wrote {options.out}")
+    path.write_text(text.replace("], [", "],\n[") + "\n", encoding="utf-8")  # one line for each seed
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

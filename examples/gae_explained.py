@@ -16,21 +16,24 @@ r"""# What does Generalized Advantage Estimation compute, and what does it trade
 Policy-gradient methods need to know how much better an action was than the policy's average action. Generalized
 Advantage Estimation (GAE, [Schulman et al., 2015](https://arxiv.org/abs/1506.02438)) is the standard estimate:
 
-$$\hat A_t = \sum_{k \ge 0} (\gamma\lambda)^k\, \delta_{t+k}, \qquad \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t).$$
+$$\hat A_t = \sum_{i \ge 0} (\gamma\lambda)^i\, \delta_{t+i}, \qquad \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t).$$
 
-This page derives the formula on six numbers, measures what $\gamma$ and $\lambda$ trade, draws what each reward and
-value reaches, and shows what happens to an agent when the formula is wrong in one place. Every figure is computed
-here by the library `gae_jax`, and the cell that draws a figure asserts the claim that the figure supports.
+This page derives the formula, checks it on six numbers, measures what $\gamma$ and $\lambda$ trade, draws what each
+reward and value reaches, and shows what happens to an agent when the formula is wrong in one place. Every figure is
+computed by the library `gae_jax`, and the cell that draws a figure asserts the claim that the figure supports. The
+drawing itself is in `gae_figures.py`.
 
+0. Why an advantage
 1. Six steps by hand
 2. The weights
-3. Bias and variance, measured
+3. Bias and variance, measured; how to choose $\gamma$ and $\lambda$
 4. What reaches what
 5. A gallery of bugs
 6. Five hours
-7. One number is all that earlier time needs
-8. Tokens
-9. A lambda to move
+7. A dropped row is no sample
+8. One number is all that earlier time needs
+9. Tokens
+10. One rollout, seven lambdas
 
 This notebook is made from `gae_explained.py`. With the extra `notebook` installed, one line makes and runs it:
 
@@ -48,25 +51,47 @@ import pathlib
 from typing import Any
 
 import five_hours
+import gae_figures as figures
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from five_hours import BUGS
 from jax.sharding import Mesh, PartitionSpec
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
-from gae_jax import _recursion, gae, n_step_advantages
+from gae_jax import _recursion, gae, n_step_advantages, normalize
 from gae_jax.testing import check_gae
 
-jax.config.update("jax_num_cpu_devices", 4)  # section 7 splits time over four devices; a CPU can pose as four
+jax.config.update("jax_num_cpu_devices", 4)  # section 8 splits time over four devices; a CPU can pose as four
 close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)  # float32 against float64
 
-plt.rcParams |= {"figure.dpi": 80, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10}
-plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-DARK, MIDDLE, LIGHT = "#16325c", "#c2553f", "#e3b261"  # their lightness differs, so they differ in grey
-MINUS = "\N{MINUS SIGN}"
+# %% [markdown]
+r"""
+## 0. Why an advantage
+
+1. A policy $\pi(a \mid s)$ has parameters $\theta$. The goal is a large $J(\theta)$, the expected sum of the rewards
+   of an episode.
+2. Its gradient is $\nabla J = \mathbb E \left[ \sum_t \nabla \log \pi(a_t \mid s_t)\, Q(s_t, a_t) \right]$, with
+   $Q(s_t, a_t)$ the expected sum of the rewards from step $t$ on. Actions with a large $Q$ become more likely.
+3. Subtracting any function of the state is free, because the probabilities of all actions sum to 1:
+   $\sum_a \pi(a \mid s)\, \nabla \log \pi(a \mid s)\, V(s) = V(s)\, \nabla \sum_a \pi(a \mid s) = V(s)\, \nabla 1 = 0$.
+4. With $V(s)$ the expected sum of rewards from $s$ on, the difference $A(s, a) = Q(s, a) - V(s)$ is the *advantage*:
+   how much better $a$ is than the policy's average action. So
+   $\nabla J = \mathbb E \left[ \sum_t \nabla \log \pi(a_t \mid s_t)\, A(s_t, a_t) \right]$: the same mean, and
+   as a rule much less variance.
+5. Nobody knows $A$. An agent has a rollout, and a critic that guesses $V$. GAE makes an estimate $\hat A_t$ of
+   $A(s_t, a_t)$ from these two.
+
+Lines 3 and 4 in numbers, for a state with four actions:
+"""
+
+# %%
+pi = np.array([0.1, 0.2, 0.3, 0.4])
+score = np.eye(4) - pi  # row a: the gradient of log pi(a) with respect to the four logits
+Q = np.array([3.0, 1.0, 2.0, 6.0])
+close(pi @ score, 0)
+close(pi @ (score * Q[:, None]), pi @ (score * (Q - pi @ Q)[:, None]))  # the same mean,
+variance_q, variance_a = (pi @ ((score * x[:, None] - pi @ (score * x[:, None])) ** 2).sum(1) for x in (Q, Q - pi @ Q))
+assert variance_a < 0.4 * variance_q  # and less variance
 
 # %% [markdown]
 r"""
@@ -83,19 +108,31 @@ A longer estimate takes $k$ rewards as they came, and trusts the critic afterwar
 
 $$A_t^{(k)} = r_t + \gamma r_{t+1} + \gamma^2 r_{t+2} + \dots + \gamma^{k-1} r_{t+k-1} + \gamma^k V(s_{t+k}) - V(s_t).$$
 
-Each reward has an index of its own. A well-known annotated page writes $\gamma^2 r_{t+1}$ for the third term; the
-third term is $\gamma^2 r_{t+2}$.
-
-GAE is the average of all $A_t^{(k)}$ with weights that fall by a factor $\lambda$ a step:
+GAE is the average of all $A_t^{(k)}$ with weights that fall by a factor $\lambda$ a step. The factor $1 - \lambda$
+makes an average of the sum, since $1 + \lambda + \lambda^2 + \dots = 1 / (1 - \lambda)$:
 
 $$\hat A_t = (1 - \lambda) \left( A_t^{(1)} + \lambda A_t^{(2)} + \lambda^2 A_t^{(3)} + \dots \right).$$
 
-The factor $1 - \lambda$ makes an average of the sum, since $1 + \lambda + \lambda^2 + \dots = 1 / (1 - \lambda)$. The
-same page drops this factor on the way to its last line; without the factor the result is $1 / (1 - \lambda)$ times
-too large.
+### From the average to the sum of TD errors
+
+*The values telescope.* In $\sum_{i<k} \gamma^i \delta_{t+i}$ each $\gamma^i \cdot \gamma V(s_{t+i+1})$ meets the
+$-\gamma^{i+1} V(s_{t+i+1})$ of the next term. What is left are $k$ rewards, the last value and the first:
+
+$$A_t^{(k)} = \sum_{i=0}^{k-1} \gamma^i\, \delta_{t+i}.$$
+
+*Swap the sums.* $\delta_{t+i}$ occurs in every $A_t^{(k)}$ with $k > i$:
+
+$$\hat A_t = (1-\lambda) \sum_{k \ge 1} \lambda^{k-1} \sum_{i<k} \gamma^i \delta_{t+i}
+= \sum_{i \ge 0} \gamma^i \delta_{t+i}\, (1-\lambda) \sum_{k > i} \lambda^{k-1}
+= \sum_{i \ge 0} (\gamma\lambda)^i\, \delta_{t+i}.$$
+
+*Take the first term out.* The rest is the same sum, one step later and multiplied by $\gamma\lambda$:
+
+$$\hat A_t = \delta_t + \gamma\lambda\, \hat A_{t+1}.$$
 
 A rollout of $T$ steps has no $A_t^{(k)}$ beyond $k = n$, with $n = T - t$ the rows that are left. The longest one
-takes the weight of all that would have followed: $(1-\lambda)(\lambda^{n-1} + \lambda^n + \dots) = \lambda^{n-1}$.
+takes the weight of all that would have followed: $(1-\lambda)(\lambda^{n-1} + \lambda^n + \dots) = \lambda^{n-1}$. In
+the sum of TD errors, this sets all $\delta$ beyond the rollout to 0. The recursion starts from $\hat A_T = 0$.
 """
 
 # %%
@@ -124,39 +161,91 @@ weights = [weights_of(T - t, lambda_) for t in range(T)]
 A = np.array([w @ a for w, a in zip(weights, A_k, strict=True)])
 
 for title, rows in {"A^(k)": A_k, "weight of A^(k)": weights}.items():
-    print(
-        f"{title:>17}{'':9}"
-        + "".join(f"k = {k:<5}" for k in range(1, T + 1))
-        + "sum of weights x A^(k)" * (rows is weights)
-    )
+    last_column = "sum of weights x A^(k)" if rows is weights else ""
+    print(f"{title:>17}{'':9}" + "".join(f"k = {k:<5}" for k in range(1, T + 1)) + last_column)
     print("t     r     V  delta")
     for t in range(T):
         cells = "".join(f"{x:9.3f}" for x in rows[t]) + " " * 9 * t
-        print(f"{t} {r[t]:5.1f} {V[t]:5.1f} {delta[t]:6.2f}{cells}" + f"   A = {A[t]:6.3f}" * (rows is weights))
+        print(f"{t} {r[t]:5.1f} {V[t]:5.1f} {delta[t]:6.2f}{cells}" + f"   A = {A[t]:6.3f}" * bool(last_column))
     print()
 
 # %% [markdown]
 r"""
-Four claims hold for this table. The library's `n_step_advantages` gives its columns, the weights of each row sum to
-1, the weighted sum is what `gae` gives, and the same numbers come from a recursion that runs backwards in time:
-
-$$\hat A_t = \delta_t + \gamma\lambda \hat A_{t+1}.$$
+The claims of the derivation hold for these numbers, and the library gives the same ones:
 """
 
 # %%
 never = np.zeros(T, bool)  # no episode ends here
 for t in range(T):
-    for k in range(1, T - t + 1):
-        close(n_step_advantages(r, V, never, n=k, gamma=gamma)[t], A_k[t][k - 1])
     close(weights[t].sum(), 1)
-close(gae(r, V, never, gamma=gamma, lambda_=lambda_).advantages, A)
-close(A, delta + gamma * lambda_ * np.append(A[1:], 0))
+    close(A[t], (gamma * lambda_) ** np.arange(T - t) @ delta[t:])  # the sum of TD errors
+    for k in range(1, T - t + 1):
+        close(gamma ** np.arange(k) @ delta[t : t + k], A_k[t][k - 1])  # the values telescope
+        close(n_step_advantages(r, V, never, n=k, gamma=gamma)[t], A_k[t][k - 1])
+close(A, delta + gamma * lambda_ * np.append(A[1:], 0))  # the recursion
+by_library, targets = gae(r, V, never, gamma=gamma, lambda_=lambda_)
+close(by_library, A)
 
-# The two slips: another reward in the third term, and the missing factor.
+# %% [markdown]
+r"""
+### What the target means
+
+`gae` also returns targets for the critic, $\hat A_t + V(s_t)$. Adding $V(s_t)$ removes the last term of each
+$A_t^{(k)}$, so the target is the same average of $k$-step *returns*: the **lambda-return**. It says what the critic
+should have guessed, looking forward from step $t$.
+
+TD($\lambda$) does the same from the other side. It goes forward in time, and gives each new $\delta_s$ to all earlier
+states, with a trace that fades by $\gamma\lambda$ a step. With the values held fixed, both move the critic equally.
+
+### What is biased
+
+$A_t^{(\infty)}$ has all rewards and no later value of the critic, and the page named below calls it unbiased. A rollout
+that is cut has no $A_t^{(\infty)}$. With $\lambda = 1$ the longest estimate is left, $n = T - t$ rewards and then the
+critic: it keeps $\gamma^n$ times the error of $V(s_T)$. In the last rows that is nearly the whole error.
+"""
+
+# %%
+returns = [[a + V[t] for a in A_k[t]] for t in range(T)]
+close(targets, [w @ g for w, g in zip(weights, returns, strict=True)])  # the lambda-return
+
+features = np.random.default_rng(0).normal(size=(T, 3))  # a linear critic has V(s) = features(s) @ parameters
+trace, backward = np.zeros(3), np.zeros(3)
+for s in range(T):
+    trace = gamma * lambda_ * trace + features[s]
+    backward += delta[s] * trace
+close(backward, A @ features)  # TD(lambda) and GAE move the parameters equally
+
+wrong_end = V + np.append(np.zeros(T), 10.0)  # an error of 10 in V(s_T)
+change = gae(r, wrong_end, never, gamma=gamma, lambda_=1.0)[0] - gae(r, V, never, gamma=gamma, lambda_=1.0)[0]
+close(change, 10 * gamma ** (T - np.arange(T)))
+
+# %% [markdown]
+r"""
+### Four slips in a well-known page
+
+This library grew from [labml's annotated GAE](https://nn.labml.ai/rl/ppo/gae.html). Its code is right. Its formulas
+have four slips, and the first three give other numbers:
+
+1. *A reward index.* $\hat A_t^{(\infty)} = r_t + \gamma r_{t+1} + \gamma^2 r_{t+1} + \dots - V(s)$: the third term is
+   $\gamma^2 r_{t+2}$. Each reward has an index of its own.
+2. *The factor $1 - \lambda$.* The page takes a 'weighted average' with $w_k = \lambda^{k-1}$. These weights sum to
+   $1 / (1 - \lambda)$, and the result is so many times too large.
+3. *The last exponent.* The sum of TD errors ends with $(\gamma\lambda)^{T-t+1} \delta_{T-1}$. From $t$ to $T-1$ there
+   are $T-t-1$ steps, so the last term is $(\gamma\lambda)^{T-t-1} \delta_{T-1}$.
+4. *A missing index.* Each $\hat A_t^{(k)}$ ends with $- V(s)$; it is $- V(s_t)$.
+
+The third one is older than the page. Equations (10) and (11) of the [PPO paper](https://arxiv.org/abs/1707.06347) have
+the same exponent, $T-t+1$ for $r_{T-1}$ and for $\delta_{T-1}$.
+"""
+
+# %%
 third_term_slips = r[0] + gamma * r[1] + gamma**2 * r[1] + gamma**3 * V[3] - V[0]
 assert abs(third_term_slips - n_step_advantages(r, V, never, n=3, gamma=gamma)[0]) > 1
 factor_missing = sum(lambda_ ** (k - 1) * k_step_advantage(0, k) for k in range(1, 200))
-close(factor_missing, gae(r, V, never, gamma=gamma, lambda_=lambda_).advantages[0] / (1 - lambda_))
+close(factor_missing, by_library[0] / (1 - lambda_))
+last_weight = jax.grad(lambda r: gae(r, V, never, gamma=gamma, lambda_=lambda_).advantages[0])(r)[T - 1]
+close(last_weight, (gamma * lambda_) ** (T - 0 - 1))  # t = 0
+assert last_weight > 1.9 * (gamma * lambda_) ** (T - 0 + 1)
 
 # %% [markdown]
 r"""
@@ -166,11 +255,13 @@ The library runs the recursion in one number. Write $h_{t+1}$ for the value that
 
 $$\hat A_t = r_t + \gamma h_{t+1} - V(s_t), \qquad h_t = V(s_t) + \lambda \hat A_t, \qquad h_T = V(s_T).$$
 
+So $h_t$ is the critic's value blended with the lambda-return, $(1 - \lambda) V(s_t) + \lambda\, (\hat A_t + V(s_t))$.
 Put the second equation into the first and it is the recursion above. Every rule about the end of an episode is a rule
 about $h_{t+1}$: after a *termination* nothing follows, so the step bootstraps from 0; after a *truncation*, by a time
 limit for example, the episode would have gone on, so the step bootstraps from the value of the final observation.
 
-This is the step as the library runs it, printed from the installed package:
+This is the step as the library runs it, printed from the installed package. `lambda_before` is $\lambda$; where
+$\lambda$ varies over time, it is $\lambda_{t-1}$, the weight that step $t-1$ gives to what follows.
 """
 
 # %%
@@ -213,26 +304,16 @@ def renormalized_weights_of(n: int, lambda_: float) -> np.ndarray:
     return (1 - lambda_) * lambda_ ** np.arange(n) / (1 - lambda_**n)
 
 
-figure, grid = plt.subplots(2, 3, figsize=(9.5, 4.6), sharex=True, sharey=True)
-both = {"GAE": (weights_of, usual, DARK), "renormalized": (renormalized_weights_of, renormalized, LIGHT)}
-for axes_row, (name, (weigh, advantages, colour)) in zip(grid, both.items(), strict=True):
-    for axes, n in zip(axes_row, (12, 5, 2), strict=True):
+for weigh, advantages in ((weights_of, usual), (renormalized_weights_of, renormalized)):
+    for n in range(1, length + 1):
         w = weigh(n, lambda_)
-        close(advantages[length - n], sum(w[k] * by_length[k][length - n] for k in range(n)))
         close(w.sum(), 1)
-        axes.bar(np.arange(1, n + 1), w, color=colour, edgecolor="black", linewidth=0.6)
-        if weigh is weights_of:
-            axes.bar(n, w[-1] - (1 - lambda_) * w[-1], bottom=(1 - lambda_) * w[-1], color="white", hatch="////")
-            axes.bar(n, w[-1], color="none", edgecolor="black", linewidth=0.6)
-        axes.set_title(f"{n} rows left: mean k = {w @ np.arange(1, n + 1):.1f}")
-        axes.set_xticks([1, 4, 8, 12])
-    axes_row[0].set_ylabel(f"{name}:\nweight of $A^{{(k)}}$")
-for axes in grid[1]:
-    axes.set_xlabel("k (steps)")
-grid[0, 0].annotate("the tail (hatched)", (12, 0.29), (6.2, 0.6), arrowprops={"arrowstyle": "->"})
-figure.suptitle(r"Weights of the k-step advantages, $\lambda = 0.9$")
+        close(advantages[length - n], sum(w[k] * by_length[k][length - n] for k in range(n)))
 close(weights_of(2, lambda_), [0.1, 0.9])  # two rows left: nearly all on the longest
 close(renormalized_weights_of(2, lambda_), np.array([1, 0.9]) / 1.9)
+
+variants = {"GAE": weights_of, "renormalized": renormalized_weights_of}
+figures.weights({name: [weigh(n, lambda_) for n in (12, 5, 2)] for name, weigh in variants.items()}, lambda_)
 
 # %% [markdown]
 r"""
@@ -247,10 +328,10 @@ enters. $V^\pi$ solves $(I - \gamma P) V = P\,r$, and $Q^\pi(s, a) = r(s') + \ga
 
 A rollout of 12 steps is one of $2^{12}$ sequences of actions from one of five states. All of them can be enumerated.
 So the mean and the variance of $\hat A_0$ are exact, for each first state and first action. The critic is
-$V = V^\pi + \varepsilon u$, with $u$ a fixed pattern of size 1.
+$V = V^\pi + \varepsilon u$, with $u$ a fixed pattern of size 1 and $\varepsilon$ the critic's error.
 
 The estimate is compared with $Q^\pi(s_0, a_0) - V(s_0)$. The critic's error at $s_0$ itself is left out of the bias:
-it shifts both actions alike, and the policy gradient does not depend on it.
+it shifts both actions alike, and section 0 says that such a shift is free.
 """
 
 # %%
@@ -292,6 +373,17 @@ def bias_and_variance(critic: np.ndarray, lambda_: float) -> tuple[float, float]
     return ((estimate.mean(1) - truth.mean(1)) ** 2).mean(), estimate.var(1).mean()
 
 
+ERRORS = (0.8, 0.4, 0.15)
+LAMBDAS = np.linspace(0, 1, 101)
+curves = {e: np.array([bias_and_variance(V_exact + e * PATTERN, x) for x in LAMBDAS]).T for e in ERRORS}
+
+# %% [markdown]
+r"""
+The library runs on 40,000 simulated rollouts, and its errors agree with the enumeration:
+"""
+
+
+# %%
 def simulate(key: jax.Array, number: int) -> np.ndarray:
     """Returns the states `[number, T+1]` of random walks."""
     start_key, action_key = jax.random.split(key)
@@ -299,40 +391,58 @@ def simulate(key: jax.Array, number: int) -> np.ndarray:
     return walk(np.asarray(start), np.asarray(jax.random.bernoulli(action_key, 0.5, (number, STEPS)), int))
 
 
-ERRORS = {"large": 0.8, "medium": 0.4, "small": 0.15}
-LAMBDAS = np.linspace(0, 1, 51)
-walks = simulate(jax.random.key(0), 40_000)
-figure, grid = plt.subplots(1, 3, figsize=(10.5, 3.6), sharey=True)
-best = []
-for axes, (name, size) in zip(grid, ERRORS.items(), strict=True):
-    critic = V_exact + size * PATTERN
-    bias, variance = np.array([bias_and_variance(critic, x) for x in LAMBDAS]).T
-    error = bias + variance
-    best.append(LAMBDAS[error.argmin()])
-    axes.plot(LAMBDAS, bias, color=LIGHT, linestyle="--", linewidth=2, label="bias squared")
-    axes.plot(LAMBDAS, variance, color=MIDDLE, linestyle=":", linewidth=2.5, label="variance")
-    axes.plot(LAMBDAS, error, color=DARK, linewidth=2, label="mean squared error")
-    axes.axvline(best[-1], color="0.6", linewidth=1, zorder=0)
-    axes.set_title(f"{name} critic error, {size}: best $\\lambda$ = {best[-1]:.2f}")
-    axes.set_xlabel(r"$\lambda$")
-    for i in (0, 25, 45, 50):  # the library on simulated rollouts agrees, within 5 standard errors
-        rewards, values = ENTERED[walks[:, 1:]], critic[walks]
-        estimate = gae(rewards, values, np.zeros(rewards.shape, bool), gamma=gamma, lambda_=LAMBDAS[i], time_axis=1)
-        squared = (np.asarray(estimate.advantages, float)[:, 0] - exact_target(walks, critic)) ** 2
-        assert abs(squared.mean() - error[i]) < 5 * squared.std() / np.sqrt(len(squared)) + 1e-6
-        axes.plot(LAMBDAS[i], squared.mean(), "o", color="black", markersize=5, label="simulated" if i == 0 else None)
-    assert bias[0] > bias[25] > bias[50]
+walks, some = simulate(jax.random.key(0), 40_000), (0, 50, 90, 100)
+rewards, no_end = ENTERED[walks[:, 1:]], np.zeros((len(walks), STEPS), bool)
+simulated = {}
+for e in ERRORS:
+    critic, errors = V_exact + e * PATTERN, []
+    for i in some:
+        estimate = gae(rewards, critic[walks], no_end, gamma=gamma, lambda_=LAMBDAS[i], time_axis=1).advantages
+        squared = (np.asarray(estimate, float)[:, 0] - exact_target(walks, critic)) ** 2
+        errors.append(squared.mean())
+        assert abs(errors[-1] - curves[e][:, i].sum()) < 5 * squared.std() / np.sqrt(len(squared)) + 1e-6
+    simulated[e] = LAMBDAS[list(some)], errors
+    bias, variance = curves[e]
+    assert (np.diff(bias) < 0).all()
     assert variance[0] < 1e-12
-    assert variance[0] < variance[25] < variance[50]
-grid[0].set_ylabel("squared error of the advantage (reward$^2$)")
-grid[2].legend(loc="upper left")
+    assert (np.diff(variance) > 0).all()
+best = [LAMBDAS[curves[e].sum(0).argmin()] for e in ERRORS]
 assert best[0] > best[1] > best[2]  # a better critic wants a smaller lambda
+figures.bias_and_variance(LAMBDAS, curves, simulated)
 
 # %% [markdown]
 r"""
 The mean squared error is a valley, and its lowest point moves left as the critic gets better. This suggests a
-$\lambda$ that falls as the critic learns. The dots are the library's estimates on 40,000 simulated rollouts; each of
-them agrees with the enumeration.
+$\lambda$ that falls as the critic learns, at a fixed batch size.
+
+### $\lambda$ by batch size
+
+The usual choice is 0.95. The figure above seems to contradict it, with 0.52, 0.28 and 0.07. There is no contradiction:
+the figure is about *one* estimate, and a gradient is an average over many. Averaging $N$ independent estimates divides
+the variance by $N$. The bias stays:
+
+$$\text{mean squared error} = \text{bias}^2 + \frac{\text{variance}}{N}.$$
+
+The same enumeration, minimized for each $N$:
+"""
+
+# %%
+COUNTS, MARKED = 2 ** np.arange(13), (1, 16, 64, 256)
+best_by_count = {
+    e: np.array([LAMBDAS[(bias + variance / n).argmin()] for n in COUNTS]) for e, (bias, variance) in curves.items()
+}
+figures.best_lambda(COUNTS, best_by_count, MARKED)
+at_marked = np.searchsorted(COUNTS, MARKED)
+close(best_by_count[0.8][at_marked], [0.52, 0.87, 0.96, 1.0])
+close(best_by_count[0.4][at_marked], [0.28, 0.73, 0.87, 0.96])
+close(best_by_count[0.15][at_marked], [0.07, 0.43, 0.65, 0.81])
+assert all((np.diff(lambdas) >= 0).all() for lambdas in best_by_count.values())  # more data, larger lambda
+
+# %% [markdown]
+r"""
+Read $N$ with care. The estimates of one rollout are correlated: neighbours in time share nearly all of their TD errors.
+So a batch of 2,048 rows counts as far fewer than 2,048 independent estimates. And the rows of a batch are of many
+states; how far the errors of a critic cancel over states depends on the critic.
 
 ### The same trade for $\gamma$
 
@@ -390,24 +500,33 @@ for i in (0, 10, 25):
     ends = np.broadcast_to(np.arange(STEPS) == STEPS - 1, walked_right.shape)
     values = exact_critic(GAMMAS[i])[np.arange(STEPS + 1), walks]
     estimate = gae(ENTERED[walks[:, 1:]], values, ends, gamma=GAMMAS[i], lambda_=1.0, time_axis=1).advantages
-    simulated = (np.asarray(estimate, float) * (walked_right - 0.5)).sum(1)
-    assert abs(simulated.mean() - every[i].mean()) < 5 * simulated.std() / np.sqrt(len(simulated))
+    by_walk = (np.asarray(estimate, float) * (walked_right - 0.5)).sum(1)
+    assert abs(by_walk.mean() - every[i].mean()) < 5 * by_walk.std() / np.sqrt(len(by_walk))
 
-figure, axes = plt.subplots(figsize=(6.5, 3.8))
-best = []
-styles = {4: (LIGHT, "-"), 32: (MIDDLE, "--"), 256: (DARK, "-.")}
-for episodes, (colour, style) in styles.items():
-    error = (bias + variance / episodes) / true_gradient**2
-    best.append(GAMMAS[error.argmin()])
-    axes.semilogy(GAMMAS, error, color=colour, linestyle=style, linewidth=2, label=f"{episodes} episodes")
-    axes.plot(best[-1], error.min(), "o", color=colour, markeredgecolor="black", markersize=8)
-axes.semilogy(GAMMAS[:-1], bias[:-1] / true_gradient**2, color="black", linestyle=":", label="bias alone")
-axes.set_ylim(1e-3, None)
-axes.set_xlabel(r"$\gamma$ of the estimator")
-axes.set_ylabel("squared error of the gradient\n/ squared gradient")
-axes.set_title("With few episodes a discount pays, though the task has none (dots: the best)")
-axes.legend()
+relative = {n: (bias + variance / n) / true_gradient**2 for n in (4, 32, 256)}
+best = [GAMMAS[error.argmin()] for error in relative.values()]
 assert best[0] < best[1] < best[2]
+figures.gamma_of_the_estimator(GAMMAS, relative, bias / true_gradient**2)
+
+# %% [markdown]
+r"""
+### How to choose $\gamma$ and $\lambda$
+
+- **$\gamma$ first.** It belongs to the question: rewards more than about $1 / (1 - \gamma)$ steps ahead hardly count.
+  The bias of a small $\gamma$ is there with a perfect critic too. Lower $\gamma$ below what the task asks for only
+  where the gradient is too noisy, and raise it with the batch.
+- **Then $\lambda$.** With a perfect critic, no $\lambda$ is biased. So two things decide: how wrong the critic is, and
+  how much data is averaged. A poor critic or a large batch wants a large $\lambda$; a good critic and a small batch
+  want a small one.
+- **0.95 is a sensible start.** In the figure it is the best one for a poor critic and some 64 independent estimates.
+  A much larger batch, or a critic that hardly learns, is a reason to try 0.98 or 1. Noisy gradients with a good critic
+  are a reason to try 0.9 or 0.8.
+"""
+
+# %%
+assert max(bias_and_variance(V_exact, x)[0] for x in LAMBDAS) < 1e-20  # a perfect critic: no bias at any lambda
+assert min(np.square(g.mean() - true_gradient) for g in every[:-1]) > 1e-6  # but with every gamma below 1
+assert 0.94 <= best_by_count[0.8][COUNTS == 64][0] <= 0.97
 
 # %% [markdown]
 r"""
@@ -445,72 +564,36 @@ def jacobians(estimate: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.asarray(by_name["rewards"]), by_value, np.asarray(by_name["final_values"])
 
 
-def heat(axes: Axes, jacobian: np.ndarray, numbers: bool = True) -> Any:
-    """Draws a Jacobian: zeros white, the size as darkness, and the sign as colour and as a number or a minus."""
-    rows, columns = jacobian.shape
-    shown = np.ma.masked_equal(jacobian, 0)
-    image = axes.pcolormesh(shown, cmap="PuOr_r", vmin=-1.3, vmax=1.3, edgecolors="0.85", linewidth=0.5)
-    for t, s in np.argwhere(jacobian != 0):
-        text = (
-            f"{jacobian[t, s]:.2f}".replace("0.", ".").replace("-", MINUS)
-            if numbers
-            else MINUS * int(jacobian[t, s] < 0)
-        )
-        ink = "white" if abs(jacobian[t, s]) > 0.75 else "black"
-        axes.text(s + 0.5, t + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
-    for boundary in (END + 1, LIMIT + 1):
-        axes.axhline(boundary, color="black", linewidth=0.8, linestyle=":")
-        axes.axvline(boundary, color="black", linewidth=0.8, linestyle=":") if columns > 1 else None
-    axes.set_xlim(0, columns)
-    axes.set_ylim(rows, 0)
-    axes.set_aspect("equal")
-    axes.spines[:].set_visible(True)
-    return image
-
-
-by_reward, by_value, by_final = jacobians(BUGS["right"])
 PIECES = [(0, END + 1), (END + 1, LIMIT + 1), (LIMIT + 1, T)]  # the rows of each episode
-expected_r, expected_v = np.zeros((T, T)), np.zeros((T, T + 1))
+expected_r, expected_v, expected_final = np.zeros((T, T)), np.zeros((T, T + 1)), np.zeros((T, T))
 for start, stop in PIECES:
     for t in range(start, stop):
         for s in range(t, stop):
             expected_r[t, s] = (gamma * lambda_) ** (s - t)
             expected_v[t, s] = -1 if s == t else gamma * (1 - lambda_) * (gamma * lambda_) ** (s - t - 1)
-expected_v[PIECES[-1][0] :, T] = gamma * (gamma * lambda_) ** np.arange(T - 1 - PIECES[-1][0], -1, -1)
-expected_final = np.zeros((T, T))
-expected_final[4:7, LIMIT] = gamma * (gamma * lambda_) ** np.array([2, 1, 0])
-figure, grid = plt.subplots(1, 3, figsize=(12, 5.2), width_ratios=[10, 11, 1.4])
-image = heat(grid[0], by_reward)
-heat(grid[1], by_value)
-heat(grid[2], by_final[:, LIMIT : LIMIT + 1])
-titles = (
-    r"$\partial \hat A_t / \partial r_s$",
-    r"$\partial \hat A_t / \partial V(s_s)$",
-    r"$\partial \hat A_t / \partial V$",
-)
-for axes, title, columns in zip(grid, titles, (T, T + 1, 0), strict=True):
-    axes.set_title(title, fontsize=13)
-    axes.set_xticks(np.arange(columns) + 0.5, np.arange(columns))
-    axes.set_yticks(np.arange(T) + 0.5, np.arange(T))
-    axes.set_xlabel("s (step of the reward)" if columns == T else "s (step of the value; 10 is $V(s_T)$)")
-grid[0].set_ylabel("t (step of the advantage)")
-grid[2].set_xlabel("final\nobservation\nof step 6")
-grid[0].text(T - 0.2, END + 0.95, "step 3 terminates", ha="right", va="bottom", fontsize=9, style="italic")
-grid[0].text(0.2, LIMIT + 0.95, "step 6 is truncated", va="bottom", fontsize=9, style="italic")
-figure.colorbar(image, ax=grid, label="derivative (no unit)", shrink=0.8)
+expected_v[LIMIT + 1 :, T] = gamma * (gamma * lambda_) ** np.arange(T - 2 - LIMIT, -1, -1)
+expected_final[END + 1 : LIMIT + 1, LIMIT] = gamma * (gamma * lambda_) ** np.arange(LIMIT - END - 1, -1, -1)
 
-close(by_reward, expected_r)
-close(by_value, expected_v)
-close(by_final, expected_final)
+by_reward, by_value, by_final = jacobians(BUGS["right"])
 for expected, got in ((expected_r, by_reward), (expected_v, by_value), (expected_final, by_final)):
+    close(got, expected)
     assert (got[expected == 0] == 0).all()  # exactly
+figures.jacobians(by_reward, by_value, by_final, END, LIMIT)
 
 # %% [markdown]
 r"""
 ## 5. A gallery of bugs
 
-Most of these mistakes have been made in public code, some of them many times. Each is a small change to the call or
-to the result, and each leaves a mark on the Jacobians.
+Each of these mistakes is a small change to the call or to the result. Reports of them in public code:
+
+- The result in reverse: [labml's page](https://nn.labml.ai/rl/ppo/gae.html) tells of it, see section 6.
+- The flag of another step: [Stable-Baselines3 105](https://github.com/DLR-RM/stable-baselines3/issues/105), where it
+  was the flag of the step after.
+- Truncation as termination: [PureJaxRL 20](https://github.com/luchris429/purejaxrl/issues/20),
+  [CleanRL 198](https://github.com/vwxyzjn/cleanrl/issues/198).
+- Truncation not cut: [skrl 449](https://github.com/Toni-SM/skrl/issues/449).
+- $V(s_t)$ for $V(\text{final})$: [rsl_rl 151](https://github.com/leggedrobotics/rsl_rl/issues/151).
+- $\lambda$ missing on the first hop: [Brax 583](https://github.com/google/brax/issues/583).
 """
 
 # %%
@@ -520,15 +603,14 @@ for name, bug in BUGS.items():
 
 # %% [markdown]
 r"""
-In each pair the upper picture is $\partial \hat A_t / \partial r_s$. The lower one is
-$\partial \hat A_t / \partial V(s_s)$, and its last column, apart, belongs to the final observation of step 6. A thick
-border marks a cell that differs from the right one, at the top left; a white cell with a thick border should not be
-zero. A minus marks a negative derivative.
+Each of them leaves a mark on the Jacobians. The upper picture of a pair is $\partial \hat A_t / \partial r_s$. The
+lower one is $\partial \hat A_t / \partial V(s_s)$, and its last column, apart, belongs to the final observation of step
+6. A thick border marks a cell that differs from the right one, at the top left; a white cell with a thick border should
+not be zero. A minus marks a negative derivative.
 
-Below each title stands the name that the library's `gae_jax.testing.check_gae` gives the mistake. `check_gae` runs a
-function on small rollouts, and compares its results with estimators that make one known mistake each.
+The titles are the names that the library's `gae_jax.testing.check_gae` gives the mistakes. `check_gae` runs a function
+on small rollouts, and compares its results with estimators that make one known mistake each.
 """
-
 
 # %%
 CHECKED = {
@@ -540,31 +622,11 @@ CHECKED = {
     "V(s_t) for V(final)": "V(s_t) for V(final observation)",
     "λ missing on the first hop": "λ is missing on the first hop",
 }
-figure, grid = plt.subplots(4, 4, figsize=(12, 11.8), height_ratios=[1, 0.83, 1, 0.83])
-right_pictures, marks = None, {}
-for i, (name, bug) in enumerate(BUGS.items()):
-    by_reward, by_value, by_final = marks[name] = jacobians(bug)
-    gap = np.zeros((T, 1))
-    pictures = by_reward, np.concatenate([by_value, gap, by_final[:, LIMIT : LIMIT + 1]], axis=1)
-    right_pictures = right_pictures or pictures
-    for j, picture in enumerate(pictures):
-        axes = grid[2 * (i // 4) + j, i % 4]
-        heat(axes, picture, numbers=False)
-        for t, s in np.argwhere(np.abs(picture - right_pictures[j]) > 1e-5):
-            axes.add_patch(Rectangle((s + 0.04, t + 0.04), 0.92, 0.92, fill=False, linewidth=1.8))
-        axes.set_xticks(np.array([0, 3, 6, 9, 12][: 4 + j]) + 0.5, [0, 3, 6, 9, "final"][: 4 + j])
-        axes.set_yticks(np.array([0, 3, 6, 9]) + 0.5, [0, 3, 6, 9])
-    found = {verdict.mistake for verdict in check_gae(bug).verdicts} - {None}
-    if name == "right":
-        assert not found
-    else:
-        assert CHECKED[name] in found
-        assert any(np.abs(x - y).max() > 0.01 for x, y in zip(marks[name], marks["right"], strict=True))
-    grid[2 * (i // 4), i % 4].set_title(f"{name}\n" + (f"“{CHECKED[name]}”" if found else "no mistake found"))
-    grid[2 * (i // 4), i % 4].set_xlabel("s (step of the reward)")
-    grid[2 * (i // 4) + 1, i % 4].set_xlabel("s (step of the value)")
-for axes in grid[:, 0]:
-    axes.set_ylabel("t (step of the advantage)")
+marks = {name: jacobians(bug) for name, bug in BUGS.items()}
+assert check_gae(BUGS["right"]).right
+for name, mistake in CHECKED.items():
+    assert mistake in {verdict.mistake for verdict in check_gae(BUGS[name]).verdicts}
+    assert any(np.abs(x - y).max() > 0.01 for x, y in zip(marks[name], marks["right"], strict=True))
 
 r_of, v_of, f_of = ({name: x[i] for name, x in marks.items()} for i in range(3))
 close(r_of["result in reverse"], r_of["right"][::-1])
@@ -575,115 +637,102 @@ close(r_of["truncation as termination"], r_of["right"])  # rewards are cut in th
 assert (f_of["truncation as termination"] == 0).all()  # but no value follows
 assert r_of["truncation not cut"][LIMIT, LIMIT + 1] > 0
 close(v_of["V(s_t) for V(final)"][LIMIT, LIMIT], gamma - 1)
-close(r_of["λ missing on the first hop"][0, 1], gamma)
-close(r_of["right"][0, 1], gamma * lambda_)
+close(r_of["λ missing on the first hop"][0, 1:4] * lambda_, r_of["right"][0, 1:4])
+
+gap = np.zeros((T, 1))
+pictures = {name: (r, np.hstack([v, gap, f[:, [LIMIT]]])) for name, (r, v, f) in marks.items()}
+figures.gallery(pictures, {"right": "right"} | CHECKED, boundaries=(END + 1, LIMIT + 1))
 
 # %% [markdown]
 r"""
 ## 6. Five hours
 
-The author of the annotated page once appended the advantages to a list in the order of the recursion, backwards in
-time, and never reversed the list. Finding that took five hours, because *the agent still got a little better*.
+The code of labml's page collects the advantages backwards in time, into an array. A remark beside it says:
 
-Which bugs are loud, and which are silent? `five_hours.py` trains a small PPO agent to balance a pole on a cart, with
-the right advantages and with six of the bugs, 32 seeds each. In training an episode is truncated after 100 steps. The
-evaluation has 500 steps, so it shows what training never does.
+> My initial code was appending to a list and I forgot to reverse it later. It took me around 4 to 5 hours to find the
+> bug. The performance of the model was improving slightly during initial runs, probably because the samples are
+> similar.
 
-These three functions are the agent: a step in every environment, the loss, and one iteration. `estimate` is one of
-the functions of section 5.
+Two questions follow. Which bugs can a trainer see at all? And is the guess right, that such an agent improves *because
+the samples are similar*?
+
+`five_hours.py` trains a small [PPO](https://arxiv.org/abs/1707.06347) agent to balance a pole on a cart, with the right
+advantages and with six of the bugs, 32 seeds each. In training an episode is truncated after 100 steps. The evaluation
+has 500 steps, so it shows what training never does. The agent acts in 32 environments at once. Each of them is a
+*worker*, and adds 64 consecutive steps to the rollout.
+
+These four functions are the agent: a step in every environment, a rollout with its advantages, the loss, and one
+iteration. `estimate` is one of the functions of section 5.
 """
 
 # %%
 print(inspect.getsource(five_hours.act))
+print(inspect.getsource(five_hours.collect))
 print(inspect.getsource(five_hours.loss))
 print(inspect.getsource(five_hours.iterate))
 
 # %% [markdown]
 r"""
-The result is in `five_hours.json`, with the machine and the versions that made it. A band is a 95% interval of the
-mean over seeds, by bootstrap. The dashed line is the mean length of the training episodes: it is what the trainer
-sees.
+The results are in `five_hours.json`, with the machine and the versions that made them. A band is a 95% interval of the
+mean over seeds, from resampled seeds.
 """
 
 # %%
 record = json.loads(pathlib.Path(five_hours.__file__).with_suffix(".json").read_text(encoding="utf-8"))
-settings, results = record["settings"], record["results"]
 print(record["machine"])
+GROUPS = {
+    "RIGHT": ["right"],
+    "LOUD": ["termination ignored"],
+    "INVISIBLE": ["flag of the step before", "λ missing on the first hop"],
+    "SILENT": ["truncation as termination", "truncation not cut", "result in reverse"],
+}
+by_training = {
+    name: figures.lengths_of(record, name) for name in record["results"]
+}  # [seeds, time]: what a trainer sees
+by_evaluation = {name: figures.evaluations_of(record, name) for name in record["results"]}  # and what it gets
 
 
-def interval(samples: Any) -> np.ndarray:
-    """Returns a 95% interval `[2, ...]` of the mean over the first axis, by bootstrap."""
-    samples = np.asarray(samples)
-    picks = np.random.default_rng(0).integers(len(samples), size=(2000, len(samples)))
-    return np.quantile(samples[picks].mean(axis=1), [0.025, 0.975], axis=0)
+def low(samples: np.ndarray) -> float:
+    """Returns the lower end of the 95% interval of the mean."""
+    return figures.interval(samples)[0]
 
 
-final = {name: np.array(result["evaluations"])[:, -1] for name, result in results.items()}
-trained = {name: np.array(result["training_lengths"])[:, -1] for name, result in results.items()}
-figure, grid = plt.subplots(2, 4, figsize=(12.5, 6), sharex=True, sharey=True)
-thousands = np.arange(len(results["right"]["evaluations"][0])) * settings["steps_between_evaluations"] / 1e3
-right_mean = np.mean(results["right"]["evaluations"], axis=0)
-for axes, (name, result) in zip(grid.flat, results.items(), strict=False):
-    evaluations, lengths = np.array(result["evaluations"]), np.array(result["training_lengths"])
-    axes.plot(thousands, right_mean, color="0.6", linewidth=1)
-    axes.fill_between(thousands, *interval(evaluations), color=LIGHT, linewidth=0)
-    axes.plot(thousands, evaluations.mean(0), color=DARK, linewidth=2, label="evaluation, up to 500")
-    axes.plot(thousands[1:], lengths.mean(0), color=MIDDLE, linestyle="--", linewidth=2, label="training, up to 100")
-    axes.set_title(f"{name}: {evaluations[:, -1].mean():.0f}")
-for axes in grid[:, 0]:
-    axes.set_ylabel("steps that the pole stays up")
-for axes in grid[1]:
-    axes.set_xlabel("training steps (thousands)")
-grid[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 0.2), fontsize=9)
+def high(samples: np.ndarray) -> float:
+    """Returns the upper end."""
+    return figures.interval(samples)[1]
 
-grid[1, 3].set_axis_off()
-grid[1, 3].text(0, 0.5, "thin line: the mean\nof the right one", color="0.4", transform=grid[1, 3].transAxes)
 
-untrained = np.array(results["result in reverse"]["evaluations"])[:, 0]
-assert interval(untrained)[1] < interval(final["result in reverse"])[0]  # the reversed one learns
-assert untrained.mean() < 40 < 200 < final["result in reverse"].mean()
-assert interval(trained["termination ignored"])[1] < 50  # loud: seen in training
-training_curves = {name: np.mean(result["training_lengths"], axis=0) for name, result in results.items()}
-silent = ("flag of the step before", "truncation as termination", "truncation not cut", "λ missing on the first hop")
-for name in silent:  # in training they look like the right one, from the beginning to the end
-    assert np.abs(training_curves[name] - training_curves["right"]).max() < 2, name
+trained = {name: lengths[:, -1] for name, lengths in by_training.items()}
+final = {name: evaluations[:, -1] for name, evaluations in by_evaluation.items()}
+untrained = by_evaluation["result in reverse"][:, 0]
+
+assert high(trained["termination ignored"]) < 50  # loud: seen in training
+for name in (*GROUPS["INVISIBLE"], "truncation as termination", "truncation not cut"):  # not seen at any time
+    assert np.abs(by_training[name].mean(0) - by_training["right"].mean(0)).max() < 3, name
+assert low(trained["result in reverse"]) > 80  # it looks like an agent that learns
+for name in GROUPS["SILENT"]:  # the intervals separate
+    assert high(final[name]) < low(final["right"]), name
+for name in GROUPS["INVISIBLE"]:  # the intervals overlap
+    assert max(low(final["right"]), low(final[name])) <= min(high(final["right"]), high(final[name])), name
+figures.learning_curves(record, GROUPS, five_hours.LEFT_OUT)
 
 # %% [markdown]
 r"""
-The same numbers seed by seed, at the end of training. The left picture is what the trainer sees, the right one what
-it gets.
+The same numbers seed by seed, at the end of training:
 """
 
 # %%
-figure, (seen, got) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
-jitter = np.random.default_rng(0).uniform(-0.25, 0.25, settings["seeds"])
-for axes, numbers in ((seen, trained), (got, final)):
-    for i, samples in enumerate(numbers.values()):
-        axes.plot(samples, i + jitter, "o", color=LIGHT, markeredgecolor="0.3", markeredgewidth=0.5, markersize=4)
-        low, high = interval(samples)
-        axes.plot([low, high], [i, i], color=DARK, linewidth=6, solid_capstyle="butt", alpha=0.9)
-seen.set_yticks(range(len(final)), list(final))
-seen.invert_yaxis()
-seen.set_xlim(0, 105)
-seen.set_xlabel("steps of a training episode (limit 100)")
-got.set_xlabel("steps of an evaluation (limit 500)")
-figure.suptitle("One dot a seed; bar: 95% interval of the mean")
-
-low, high = interval(final["right"])
-for name in ("result in reverse", "termination ignored", "truncation as termination", "truncation not cut"):
-    assert interval(final[name])[1] < low, name  # the intervals separate
-for name in ("flag of the step before", "λ missing on the first hop"):
-    assert max(low, interval(final[name])[0]) <= min(high, interval(final[name])[1]), name  # the intervals overlap
-assert interval(trained["result in reverse"])[0] > 80
+assert untrained.mean() < 40 < 200 < low(final["result in reverse"])  # the reversed one learns
+assert high(final["termination ignored"]) < 40  # this one does not
+figures.seen_and_got(record, [name for group in GROUPS.values() for name in group])
 
 # %% [markdown]
 r"""
 One bug is **loud**: with termination ignored the agent never learns to stand, and the training curve shows it.
 
-Two bugs are **silent in training and costly afterwards**: truncation as termination, and truncation not cut. Their
-agents train as the right agent does, up to the limit of 100 steps. Beyond the limit these agents fall. In training
-only the bootstrap from the final observation carries what would come after the limit, and both bugs spoil
-it.
+Two bugs are **silent**: truncation as termination, and truncation not cut. Their agents train as the right agent does,
+up to the limit of 100 steps. Beyond the limit these agents fall. In training only the bootstrap from the final
+observation carries what would come after the limit, and both bugs spoil it.
 
 The reversed result deceives most: it **learns**. Its agents rise from about 30 steps to more than 200, and their
 training episodes come close to the limit. A trainer who looks at the training curve sees an agent that needs some
@@ -697,24 +746,120 @@ bugs in seconds.
 
 # %% [markdown]
 r"""
-The same, live: seed 0 of the right agent and of the reversed one, trained from the start in this notebook.
+### Was the guess right?
+
+If the samples of a worker are similar, an advantage on the wrong row of the right worker is still partly right: it
+says how well this worker's 64 steps went. This can be tested. The same agent is trained with the right advantages on
+other rows. Random orders are drawn anew in each iteration. The critic's targets are advantage plus value, as in labml's
+agent, so they move along.
+
+| order | what is left of the right advantages |
+|---|---|
+| a random order of time, within each worker | which worker did well |
+| on each row, the mean of its worker | which worker did well, and nothing else |
+| in reverse | which worker did well; time runs the wrong way |
+| in reverse, of another worker | nothing but the numbers, and that neighbours in time are alike |
+| all shuffled | nothing but the numbers |
 """
 
 # %%
-figure, axes = plt.subplots(figsize=(6.5, 3.4))
-live = {name: five_hours.train_seeds(BUGS[name], seeds=1)[0][0] for name in ("right", "result in reverse")}
-for (name, evaluations), colour, style in zip(live.items(), (DARK, MIDDLE), ("-", "--"), strict=True):
-    axes.plot(thousands, evaluations, color=colour, linestyle=style, marker="o", markersize=4, linewidth=2, label=name)
-axes.set_xlabel("training steps (thousands)")
-axes.set_ylabel("steps that the pole stays up")
-axes.set_title("Evaluations beyond the time limit, one seed each")
-axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-close(live["right"][0], live["result in reverse"][0])  # one and the same agent, before training
-assert live["right"][-8:].mean() > live["result in reverse"][-8:].mean()
+ORDERS = {
+    "right": "right",
+    "mean of the worker": "mean of the worker",
+    "random order of time": "random order of time,\nwithin each worker",
+    "result in reverse": "in reverse",
+    "reverse of another worker": "in reverse,\nof another worker",
+    "all shuffled": "all shuffled",
+}
+for name in five_hours.ORDERS:
+    print(inspect.getsource(five_hours.ORDERS[name]))
+
+# %%
+at_end = {name: final[name] for name in ORDERS}
+assert low(at_end["mean of the worker"]) > 300  # which worker did well is enough to learn,
+assert low(at_end["random order of time"]) > 300
+assert np.sum(at_end["all shuffled"] > 200) == 1  # the lucky one
+for name in ("mean of the worker", "random order of time"):
+    assert high(at_end[name]) < low(at_end["right"]), name  # though not to learn all,
+    assert high(at_end["result in reverse"]) < low(at_end[name]), name  # and the wrong order of time does harm;
+for name in ("reverse of another worker", "all shuffled"):
+    assert high(at_end[name]) < low(at_end["result in reverse"]), name  # on the wrong worker nothing is left
+    assert low(at_end[name]) < untrained.mean(), name  # not better than before training
+figures.orders(record, ORDERS)
 
 # %% [markdown]
 r"""
-## 7. One number is all that earlier time needs
+In this task the guess was right, and it can be made exact. **Which worker did well survives the reversal, and that
+alone trains.** Agents that are given nothing but the means of the workers reach about 400 steps. With the advantages of
+other workers they end no better than they began, on average; one agent of the 32 with shuffled advantages was lucky.
+
+The reversed agents are worse than the agents with a random order of time. So the order in time is not merely lost: it
+misleads. Both halves can be seen in the advantages of agents that learn from the right ones, here in the first 16
+iterations of 8 agents. *Between* workers lies about a fifth of the variance; the reversal leaves this part alone.
+*Within* a worker, the reversed advantages and the right ones have a correlation of about $-0.2$, where a random order
+would have 0:
+"""
+
+
+# %%
+@jax.jit
+@jax.vmap
+def watched_iteration(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+    """Returns the next state of an agent, and the right advantages that it learns from, `[STEPS, ENVS]`."""
+    params, _, _, envs = state
+    _, _, advantages = five_hours.collect(five_hours.right, params, envs, jax.random.split(key, 3)[0])
+    return five_hours.iterate(five_hours.right, five_hours.in_order, state, key)[0], advantages
+
+
+SEEDS = 8
+starts = jax.random.split(jax.random.key(100), (SEEDS, 3))
+state = jax.vmap(lambda keys: five_hours.untrained(*keys))(starts)
+shares, correlations = [], []
+for i in range(16):
+    state, advantages = watched_iteration(state, jax.random.split(jax.random.key(i), SEEDS))
+    of_worker = np.mean(advantages, axis=1, keepdims=True)
+    within = np.asarray(advantages) - of_worker
+    shares.append(np.mean(of_worker.var((1, 2)) / np.var(advantages, axis=(1, 2))))
+    correlations.append(np.mean([np.corrcoef(a.ravel(), a[::-1].ravel())[0, 1] for a in within]))
+assert min(shares) > 0.05
+assert 0.15 < np.mean(shares) < 0.25  # about a fifth
+assert max(correlations) < 0
+assert -0.3 < np.mean(correlations) < -0.1  # about -0.2
+
+# %% [markdown]
+r"""
+## 7. A dropped row is no sample
+
+Some environments lose the final observation; [environments.md](environments.md) says which, and where the others keep
+it. Where its value is not known, a truncated row is dropped: its advantage is 0, and its target is its value. Zero
+sounds neutral. It stops being neutral as soon as the advantages are standardized, since the mean is subtracted from it
+too. Then the loss makes the action of that row less likely, or more likely, for no reason.
+
+So a dropped row has to stay out of the mean, of the variance and of the loss. `normalize` takes a mask for this:
+"""
+
+# %%
+T, DROPPED = 8, 5
+rng = np.random.default_rng(6)
+rewards, values = 1 + 0.3 * rng.normal(size=T), 0.3 * rng.normal(size=T + 1)  # better than the critic expects
+flags = {"terminated": np.zeros(T, bool), "truncated": np.arange(T) == DROPPED}
+advantages, targets = gae(rewards, values, **flags, gamma=0.9, lambda_=0.8)
+is_sample = ~flags["truncated"]
+counted, kept = normalize(advantages), normalize(advantages, mask=is_sample)
+for title, x in {"A": advantages, "all rows": counted, "samples only": kept}.items():
+    print(f"{title:>12}" + "".join(f"{number:7.2f}" for number in x))
+
+assert advantages[DROPPED] == 0
+close(targets[DROPPED], values[DROPPED])
+close(counted[DROPPED], -np.mean(advantages) / np.std(advantages))
+assert counted[DROPPED] == counted.min() < -2  # the action of the dropped row would be made much less likely
+assert kept[DROPPED] == 0
+close(kept[is_sample], (advantages[is_sample] - advantages[is_sample].mean()) / advantages[is_sample].std())
+figures.dropped_row(*map(np.asarray, (advantages, counted, kept)), dropped=DROPPED)
+
+# %% [markdown]
+r"""
+## 8. One number is all that earlier time needs
 
 One step maps $h_{t+1}$ to $h_t$, and the map is affine:
 
@@ -739,23 +884,18 @@ def piece(start: int, stop: int, h: Any) -> tuple[jax.Array, jax.Array]:
     return advantages, values[start] + lambda_ * advantages[0]
 
 
-figure, axes = plt.subplots(figsize=(6.5, 3.8))
 inputs = np.linspace(-4, 4, 5, dtype=np.float32)
-styles = ((47, 48, DARK, "-"), (40, 48, MIDDLE, "--"), (28, 48, LIGHT, "-."), (16, 48, "black", ":"))
-for start, stop, colour, style in styles:
+lines = {}
+for start, stop in ((47, 48), (40, 48), (28, 48), (16, 48)):
     outputs = np.array([piece(start, stop, h)[1] for h in inputs])
     slope = (outputs[-1] - outputs[0]) / 8
-    close(outputs, outputs[2] + slope * inputs)  # a straight line,
-    close(
-        slope, 0 if ends[start:stop].any() else (gamma * lambda_) ** (stop - start)
-    )  # of the slope that it should have
-    label = f"length {stop - start}: slope {slope:.2f}" + ", an episode ends in it" * bool(ends[start:stop].any())
-    axes.plot(inputs, outputs, color=colour, linestyle=style, linewidth=2, marker="o", markersize=4, label=label)
-axes.set_xlabel("h behind the piece (reward)")
-axes.set_ylabel("h before the piece (reward)")
-axes.set_title("What a piece of a rollout does to h")
-axes.legend()
+    close(outputs, outputs[2] + slope * inputs)  # a straight line, of the slope that it should have:
+    close(slope, 0 if ends[start:stop].any() else (gamma * lambda_) ** (stop - start))
+    lines[f"length {stop - start}: slope {slope:.2f}" + ", an episode ends in it" * bool(ends[start:stop].any())] = (
+        outputs
+    )
 assert piece(16, 48, inputs[0])[1] == piece(16, 48, inputs[-1])[1]  # nothing passes the end of an episode
+figures.affine_pieces(inputs, lines)
 
 # %% [markdown]
 r"""
@@ -802,42 +942,11 @@ def program(implementation: str) -> str:
 close(gae(rewards, values, ends, **options, bootstrap_value=bootstrap, implementation="blocked").advantages, whole)
 assert "stablehlo.while" in program("scan")
 assert "stablehlo.while" not in program("blocked")
-
-
-def draw_blocks(axes: Axes, blocks: int, rows: int) -> None:
-    """Draws the three steps: rows into maps, maps into h, h into rows; time runs to the right."""
-    shades = plt.get_cmap("cividis")(np.linspace(0.15, 0.95, blocks))
-    for block in range(blocks):
-        left = block * (rows + 1)
-        for row in range(rows):
-            for y in (4.4, 0.0):
-                axes.add_patch(Rectangle((left + row, y), 0.9, 0.9, facecolor=shades[block], edgecolor="black"))
-        axes.add_patch(Rectangle((left + 0.6, 2.2), rows - 1.3, 0.9, facecolor=shades[block], edgecolor="black"))
-        ink = "white" if block < blocks / 2 else "black"
-        axes.text(left + rows / 2, 2.65, f"$(a, b)_{block}$", ha="center", va="center", color=ink, fontsize=12)
-        arrow = {"arrowstyle": "-|>", "color": "black"}
-        axes.annotate("", (left + rows / 2, 3.15), (left + rows / 2, 4.35), arrowprops=arrow)
-        axes.annotate("", (left + rows / 2, 0.95), (left + rows / 2, 2.15), arrowprops=arrow)
-        behind = left + rows + 1.6 if block < blocks - 1 else left + rows + 1.2
-        axes.annotate("", (left + rows - 0.65, 2.65), (behind, 2.65), arrowprops=arrow)
-        axes.text(left + rows + 0.35, 2.85, f"$h_{{{(block + 1) * rows}}}$", ha="center", va="bottom", fontsize=12)
-    right = blocks * (rows + 1) + 1
-    texts = ((4.85, "1. compose each block,\nall at once"), (2.65, "2. pass h through the maps,\nlast block first"))
-    for y, text in (*texts, (0.45, "3. run each block with its h,\nall at once")):
-        axes.text(right, y, text, va="center", fontsize=11)
-    axes.set_xlim(-0.3, right + 9)
-    axes.set_ylim(-0.9, 5.6)
-    axes.annotate("", (right - 2, -0.5), (0, -0.5), arrowprops={"arrowstyle": "->", "color": "0.4"})
-    axes.text(0, -0.45, "time (rows)", color="0.4", va="bottom")
-    axes.set_axis_off()
-
-
-figure, axes = plt.subplots(figsize=(11, 3.8))
-draw_blocks(axes, blocks=4, rows=4)
+figures.blocks(number=4, rows=4)
 
 # %% [markdown]
 r"""
-## 8. Tokens
+## 9. Tokens
 
 In a language model's sample a step is the choice of one token, and not every position is a step: the prompt was
 given, a tool wrote its output, and padding fills the row. `mask` is False there. The recursion skips these rows, so
@@ -853,8 +962,8 @@ print(inspect.getsource(_recursion.skipping_step))
 r"""
 The sample below has a prompt (p), a call and an answer by the policy (x), a tool's output between (t), and padding
 (.). The reward is 1 at the last chosen token. With a decay for each token, little of the reward reaches the call.
-With one decay for each *turn*, the tokens of a turn share an advantage: estimate on the first token of each turn,
-with the turn's rewards summed there, and copy.
+With one decay per *turn*, the tokens of a turn share an advantage: estimate on the first token of each turn, with the
+turn's rewards summed there, and copy.
 """
 
 # %%
@@ -869,27 +978,11 @@ by_token = gae(rewards, values, terminated, mask=chosen, **options).advantages
 
 first = chosen & ~np.append(False, chosen[:-1])  # the first token of each turn
 turn = np.cumsum(first) - 1  # the number of the turn that a chosen token belongs to
-turn_rewards = np.array([rewards[chosen & (turn == i)].sum() for i in range(first.sum())], np.float32)
-at_first = np.zeros_like(rewards)
-at_first[first] = turn_rewards
-ended = np.zeros_like(first)
+at_first, ended = np.zeros_like(rewards), np.zeros_like(first)
+at_first[first] = [rewards[chosen & (turn == i)].sum() for i in range(first.sum())]
 ended[np.flatnonzero(first)[-1]] = True  # the last turn ends the episode
 by_turn = gae(at_first, values, ended, mask=first, **options).advantages
 by_turn = np.where(chosen, np.asarray(by_turn)[np.flatnonzero(first)[np.maximum(turn, 0)]], 0)
-
-figure, grid = plt.subplots(2, 1, figsize=(9.5, 4.2), sharex=True, sharey=True)
-for axes, advantages, title in zip(
-    grid, (by_token, by_turn), ("a decay for each token", "a decay for each turn"), strict=True
-):
-    axes.bar(
-        np.arange(len(KINDS)), advantages, color=np.where(turn == 0, LIGHT, DARK), edgecolor="black", linewidth=0.6
-    )
-    for i in np.flatnonzero(~chosen):
-        axes.axvspan(i - 0.5, i + 0.5, color="0.9", linewidth=0)
-    axes.set_title(title)
-    axes.set_ylabel("advantage (reward)")
-grid[1].set_xticks(np.arange(len(KINDS)), list(KINDS))
-grid[1].set_xlabel("token (p prompt, x chosen by the policy, t written by the tool, . padding; grey: masked)")
 
 # Masked rows are as if they were not there: the estimate on the chosen tokens alone is the same.
 close(by_token[chosen], gae(rewards[chosen], values[chosen], terminated[chosen], **options).advantages)
@@ -899,6 +992,7 @@ answer = chosen & (turn == 1)
 close(by_turn[answer], 1 - 0.2)  # all tokens of the answer share what the answer earned,
 close(by_turn[chosen & (turn == 0)], 0.8 * (1 - 0.2))  # and the call has one decay more
 assert by_token[3] < 0.1 < by_turn[3]
+figures.tokens(KINDS, turn, np.asarray(by_token), by_turn)
 
 # %% [markdown]
 r"""
@@ -922,21 +1016,13 @@ def share_of_the_first_token(length: int, lambda_: float) -> float:
     return float(gae(1.0 * is_last, zeros, is_last, gamma=1.0, lambda_=lambda_).advantages[0])
 
 
-figure, (by_length, packed) = plt.subplots(1, 2, figsize=(10, 4), width_ratios=[1.3, 1])
-for lambda_, colour, style in ((0.95, LIGHT, "--"), (0.99, MIDDLE, ":")):
-    shares = [share_of_the_first_token(length, lambda_) for length in LENGTHS]
-    close(shares, lambda_ ** (np.array(LENGTHS) - 1.0), atol=1e-4)
-    by_length.plot(
-        LENGTHS, shares, color=colour, linestyle=style, marker="o", linewidth=2, label=f"$\\lambda = {lambda_}$"
-    )
-shares = [share_of_the_first_token(length, 1 - 1 / length) for length in LENGTHS]
-assert np.ptp(shares) < 0.03  # hardly depends on the length
-by_length.plot(LENGTHS, shares, color=DARK, marker="o", linewidth=2, label=r"$\lambda = 1 - 1/L$")
-by_length.set_xscale("log", base=2)
-by_length.set_xticks(LENGTHS, LENGTHS)
-by_length.set_xlabel("length L (tokens)")
-by_length.set_ylabel("share of the final reward\nthat reaches the first token")
-by_length.legend()
+shares = {}
+for lambda_ in (0.95, 0.99):
+    shares[f"$\\lambda = {lambda_}$"] = [share_of_the_first_token(length, lambda_) for length in LENGTHS]
+    close(shares[f"$\\lambda = {lambda_}$"], lambda_ ** (np.array(LENGTHS) - 1.0), atol=1e-4)
+shares[r"$\lambda = 1 - 1/L$"] = [share_of_the_first_token(length, 1 - 1 / length) for length in LENGTHS]
+assert np.ptp(shares[r"$\lambda = 1 - 1/L$"]) < 0.03  # hardly depends on the length
+assert share_of_the_first_token(1000, 0.95) < 1e-20
 
 bounds = np.array([0, 5, 12, 18])  # where the samples begin, and where the last one ends
 rng = np.random.default_rng(3)
@@ -949,19 +1035,12 @@ for start, stop in itertools.pairwise(bounds):
     close(together[rows], gae(rewards[rows], values[rows], ends[rows], **options).advantages)
 reaches = np.asarray(jax.jacrev(lambda r: gae(r, values, ends, **options).advantages)(rewards))
 sample = np.searchsorted(bounds, np.arange(bounds[-1]), side="right")
-image = packed.pcolormesh(np.ma.masked_equal(reaches, 0), cmap="cividis_r", edgecolors="0.85", linewidth=0.5)
-packed.set_ylim(bounds[-1], 0)
-packed.set_aspect("equal")
-packed.spines[:].set_visible(True)
-packed.set_xlabel("s (token of the reward)")
-packed.set_ylabel("t (token of the advantage)")
-packed.set_title("three samples in one row")
-figure.colorbar(image, ax=packed, label=r"$\partial \hat A_t / \partial r_s$ (no unit)")
 assert (reaches[sample[:, None] != sample] == 0).all()
+figures.lengths_and_packing(LENGTHS, shares, reaches)
 
 # %% [markdown]
 r"""
-## 9. A lambda to move
+## 10. One rollout, seven lambdas
 
 One rollout of 60 steps and its advantages, for seven values of $\lambda$. At $\lambda = 0$ the advantage is the TD
 error: it credits single steps, as the critic sees them. At $\lambda = 1$ the advantage is the Monte Carlo return
@@ -981,16 +1060,10 @@ monte_carlo = [gamma ** np.arange(T - t) @ rewards[t:] + gamma ** (T - t) * valu
 close(advantages[:, 0], rewards + gamma * values[1:] - values[:-1])
 close(advantages[:, -1], monte_carlo)
 
-figure, grid = plt.subplots(1, len(strip), figsize=(12.5, 2.8), sharex=True, sharey=True)
-for i, axes in enumerate(grid):
-    a = np.asarray(advantages[:, i])
-    axes.fill_between(row, a, where=a >= 0, interpolate=True, color=LIGHT, linewidth=0)
-    axes.fill_between(row, a, where=a <= 0, interpolate=True, color=DARK, linewidth=0)
-    axes.plot(row, a, color="black", linewidth=0.8)
-    axes.set_title(f"$\\lambda = {strip[i]:g}$")
-    axes.set_xlabel("t (step)")
-grid[0].set_ylabel("advantage (reward)")
 neighbours = [float(np.corrcoef(a[:-1], a[1:])[0, 1]) for a in np.asarray(advantages).T]
 print("correlation of neighbours in time:", np.round(neighbours, 2))
 assert neighbours[:5] == sorted(neighbours[:5])  # up to 0.95; beyond, the curves are all smooth
 assert neighbours[0] < 0.2 < 0.9 < min(neighbours[4:])
+change = np.sqrt(np.mean((np.asarray(advantages) - advantages[:, [4]]) ** 2, axis=0))  # from those of 0.95
+assert change[-1] > 0.5 * change[0]  # beyond 0.95 the advantages change more than half as much as up to it
+figures.lambdas(rewards, values, np.asarray(advantages), strip)

@@ -1,6 +1,6 @@
 """examples/brax_ppo.py: its formulas, that it learns, and its runs: killed, resumed, played."""
 
-import dataclasses
+import collections
 import os
 import pathlib
 import re
@@ -15,9 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from brax_ppo import PPO, Config, Statistics, log_density
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from scipy.stats import norm
+
+for package in ("brax", "matplotlib", "optax", "orbax.checkpoint", "rich", "tyro"):
+    pytest.importorskip(package, reason="the script needs the extra `examples`")
+brax_env, brax_ppo, checkpoints, optax, runs = map(
+    pytest.importorskip, ("brax_env", "brax_ppo", "checkpoints", "optax", "runs")
+)
 
 pytestmark = pytest.mark.examples
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,12 +37,17 @@ def as_users_run_it():
         yield
 
 
+def on_devices(devices, fn, in_specs, out_specs):
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("devices",))
+    return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+
+
 def test_running_statistics_are_those_of_all_observations():
     rng = np.random.default_rng(0)
     rollouts = [3 + 2 * rng.normal(size=(5, 4, 3)).astype(np.float32) for _ in range(3)]
-    statistics = Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
+    statistics = brax_ppo.Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
     for obs in rollouts:
-        statistics = statistics.update(jnp.asarray(obs))
+        statistics = on_devices(2, brax_ppo.Statistics.update, (P(), P(None, "devices")), P())(statistics, obs)
     every = np.concatenate(rollouts).reshape(-1, 3)
     assert int(statistics.number) == len(every)
     np.testing.assert_allclose(statistics.mean, every.mean(0), rtol=1e-5)
@@ -45,7 +57,13 @@ def test_running_statistics_are_those_of_all_observations():
 def test_log_density():
     action, mean, std = np.array([[0.3, -1.0]]), np.array([[0.0, 0.5]]), np.array([0.5, 2.0])
     want = norm.logpdf(action, mean, std).sum(-1)
-    np.testing.assert_allclose(log_density(*map(jnp.asarray, (action, mean, np.log(std)))), want, rtol=1e-5)
+    np.testing.assert_allclose(brax_ppo.log_density(*map(jnp.asarray, (action, mean, np.log(std)))), want, rtol=1e-5)
+
+
+class Pose(NamedTuple):
+    """Where the links are."""
+
+    x: jax.Array
 
 
 class State(NamedTuple):
@@ -55,6 +73,7 @@ class State(NamedTuple):
     reward: jax.Array
     done: jax.Array
     info: Any
+    pipeline_state: Any
 
 
 class Target:
@@ -72,109 +91,118 @@ class Target:
 
     def state(self, obs, reward, done):
         info = {"truncation": done, "final_obs": obs, "episode_metrics": {"sum_reward": reward}}
-        return State(obs, reward, done, info)
+        return State(obs, reward, done, info, Pose(obs))
 
 
 def test_it_learns():
-    config = Config(num_envs=16, num_steps=16, minibatches=4, steps=16 * 16 * 40, reward_scale=1.0, learning_rate=1e-2)
-    ppo = PPO(config, Target())
-    train = jax.jit(lambda state: lax.scan(ppo.iterate, state, length=40))
-    state, metrics = train(ppo.init(jax.random.PRNGKey(0)))
-    action = ppo.best_action(state.params, state.statistics, jnp.array([[1.0], [2.0], [3.0]]))
-    np.testing.assert_allclose(action, 0.5, atol=0.1)
+    recipe = {"num_envs": 16, "num_steps": 16, "minibatches": 4, "reward_scale": 1.0, "learning_rate": 1e-2}
+    config = brax_ppo.Config(steps=16 * 16 * 40, devices=2, **recipe)
+    ppo = brax_ppo.PPO(config, Target())
+
+    def train(key):
+        state = ppo.init(key, ppo.reset(key))
+        state, metrics = lax.scan(lambda state, _: ppo.learn(state, *ppo.act(state, 1.0)), state, length=40)
+        return state.iteration, metrics, ppo.act(state, 0.0)[1].action
+
+    out_specs = P(), P(), P(None, "devices")
+    iteration, metrics, action = on_devices(2, train, P(), out_specs)(jax.random.PRNGKey(0))
+    np.testing.assert_allclose(action, 0.5, atol=0.1)  # without noise
     assert metrics["value_loss"][-1] < metrics["value_loss"][0]
-    assert int(state.iteration) == 40
+    assert int(iteration) == config.iterations == 40
+    assert metrics["episodes"][:3].tolist() == [16 * 5, 16 * 6, 16 * 5]  # over all environments
 
 
-def test_the_split_over_devices_keeps_every_row():
-    rows = []
-    for devices in (1, 2):
-        config = dataclasses.replace(Config(num_envs=4, num_steps=3, minibatches=1, epochs=1), devices=devices)
-        ppo = PPO(config, Target())
-        ppo.loss = types.MethodType(lambda self, params, row, advantage, target: (jnp.zeros(()), {"row": row.obs}), ppo)
-        ppo.optimizer = types.SimpleNamespace(update=lambda gradient, state: (gradient, state), init=lambda params: ())
-        state = ppo.init(jax.random.PRNGKey(0))
-        env, rollout = ppo.act(state, jax.random.PRNGKey(1))
-        seen = ppo.learn(state, rollout, env.obs, jax.random.PRNGKey(2))[2]["row"]
-        rows.append(float(seen))  # the mean over all rows
-    assert rows[0] == pytest.approx(rows[1], rel=1e-6)
+def test_an_epoch_averages_over_the_rows_of_all_devices():
+    ppo = brax_ppo.PPO(brax_ppo.Config(num_envs=4, num_steps=5, minibatches=2, epochs=1, devices=2), Target())
+    ppo.loss = types.MethodType(lambda self, params, row, advantage, target: (jnp.zeros(()), {"row": row.action}), ppo)
+    ppo.optimizer = optax.set_to_zero()
+
+    def learn(key):
+        state = ppo.init(key, ppo.reset(key))
+        env, rollout = ppo.act(state, 1.0)
+        return ppo.learn(state, env, rollout)[1]["row"], rollout.action
+
+    mean, actions = on_devices(2, learn, P(), (P(), P(None, "devices")))(jax.random.PRNGKey(0))
+    assert len(np.unique(actions)) == 20  # no two environments draw the same noise
+    np.testing.assert_allclose(mean, actions.mean(), rtol=1e-5)
 
 
-RUN = ["--env", "fast", "--steps", "12800", "--num-envs", "8", "--num-steps", "16", "--episode-length", "64"]
-RUN += ["--minibatches", "2", "--epochs", "2"]
+RUN = ["--env", "fast", "--steps", "25600", "--num-envs", "8", "--num-steps", "16", "--episode-length", "64"]
+RUN += ["--minibatches", "2", "--epochs", "2", "--devices", "1"]
 
 
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory):
-    """Starts the script; what one process compiles, the next one finds."""
-    for name in ("brax", "flax", "matplotlib", "optax", "PIL", "rich"):
-        pytest.importorskip(name, reason="the script needs the extra `examples`")
-    cache = str(tmp_path_factory.mktemp("cache"))
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    pipe = subprocess.PIPE
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs the script in this process; returns what it printed, and that is nothing on standard error."""
+    before = signal.getsignal(signal.SIGINT)
 
-    def start(*options):
-        command = [sys.executable, str(ROOT / "examples" / "brax_ppo.py"), *map(str, options)]
-        return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    def main(*options):
+        monkeypatch.setattr(runs, "with_devices", lambda config: config)  # JAX has made the devices of all tests
+        monkeypatch.setattr(sys, "argv", ["brax_ppo.py", *map(str, options)])
+        runs.main("", brax_ppo.Config, brax_ppo.PPO)
+        printed, complaints = capfd.readouterr()
+        assert not complaints  # of Brax, MuJoCo, JAXopt and Orbax there are many, and none is the user's business
+        return printed
 
-    return start
-
-
-def finish(process):
-    output, complaints = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, complaints
-    assert not complaints  # of Brax, MuJoCo and JAXopt there are many, and none is the user's business
-    return output
+    yield main
+    signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="module")
-def finished(launch, tmp_path_factory):
-    """A run that nothing disturbed, and what it printed."""
-    directory = tmp_path_factory.mktemp("run")
-    return directory, finish(launch(*RUN, "--out", directory))
+def state_in(directory):
+    return {name: x.tobytes() for name, x in checkpoints.load(directory).arrays.items()}
 
 
 @pytest.mark.timeout(3 * SECONDS)
-def test_a_run_writes_what_it_lists(finished):
-    directory, output = finished
-    files = re.findall(rf"^  {directory}/(\S+)$", output, re.MULTILINE)
-    assert files == ["learning_curve.png", "metrics.csv", "policy.npz", "config.json", "checkpoint.npz"]
-    assert sorted(path.name for path in directory.iterdir() if path.name != ".lock") == sorted(files)
-    assert "warp" not in output
-    rows = np.loadtxt(directory / "metrics.csv", delimiter=",", skiprows=1)
-    assert rows[-1, 0] == 12800
+def test_a_killed_run_goes_on_to_the_same_state(run, monkeypatch, tmp_path):
+    whole, killed, traced = tmp_path / "whole", tmp_path / "killed", collections.Counter()
+    make = brax_env.make
 
+    def make_and_count(config):
+        env = make(config)
+        for name in ("reset", "step"):
+            monkeypatch.setattr(env, name, counted(name, getattr(env, name)))
+        return env
 
-@pytest.mark.timeout(3 * SECONDS)
-def test_a_killed_run_goes_on_to_the_same_policy(finished, launch, tmp_path):
-    process = launch(*RUN, "--out", tmp_path)
-    while not (tmp_path / "checkpoint.npz").exists():
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=SECONDS)
-    with np.load(tmp_path / "checkpoint.npz") as stored:
-        assert 0 < int(stored["state/iteration"]) < 100
-    finish(launch("--resume", "--env", "fast", "--out", tmp_path))
-    assert (tmp_path / "policy.npz").read_bytes() == (finished[0] / "policy.npz").read_bytes()
+    def counted(name, fn):
+        return lambda *arguments: traced.update([name]) or fn(*arguments)
 
+    monkeypatch.setattr(brax_env, "make", make_and_count)
+    printed = run(*RUN, "--out", whole)
+    assert traced == {"reset": 1, "step": 1}  # for the training and for both evaluations
+    written = ["checkpoints", "config.json", "learning_curve.png", "metrics.csv"]
+    assert sorted(path.name for path in whole.iterdir()) == written
+    assert f"written to {whole}: {', '.join(written)}\n" in printed
+    rows = np.loadtxt(whole / "metrics.csv", delimiter=",", skiprows=1)
+    assert (len(rows), rows[-1, 0]) == (100, 25600)
 
-@pytest.mark.timeout(3 * SECONDS)
-def test_a_policy_is_played(finished, launch, tmp_path):
-    directory, output = finished
-    played = finish(launch("--play", directory, "--out", tmp_path))
-    (after,) = re.findall(r"^after training: (return .*)$", output, re.MULTILINE)
-    assert played.splitlines()[1:] == [after, "no replay: fast has no body to draw"]
+    monkeypatch.undo()
+    command = [sys.executable, ROOT / "examples" / "brax_ppo.py", *RUN, "--out", killed]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        while not any((killed / "checkpoints").glob("*/commit_success.txt")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert 0 < checkpoints.load(killed).arrays["iteration"] < 200
+
+    printed = run("--resume", "--env", "fast", "--out", killed)
+    assert state_in(killed) == state_in(whole)
+    (after,) = re.findall(r"^after training: (return .*)$", printed, re.MULTILINE)
+    assert run("--play", whole).splitlines()[-2:] == [f"after training: {after}", "drawing"]
 
 
 @pytest.mark.timeout(SECONDS)
-def test_a_finished_run_is_not_overwritten_unasked(finished, launch):
-    directory, _ = finished
-    process = launch(*RUN, "--out", directory)
-    _, complaints = process.communicate(timeout=SECONDS)
-    assert process.returncode == 2
-    assert (
-        complaints == f"error: --out: {directory} has a run in it; --resume goes on with it, --overwrite deletes it\n"
-    )
-    assert (directory / "policy.npz").exists()
+def test_ctrl_c_ends_the_training_early_and_writes_everything(run, monkeypatch, tmp_path):
+    report = runs.report
+
+    def report_and_interrupt(config, done, *arguments):
+        if done == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return report(config, done, *arguments)
+
+    monkeypatch.setattr(runs, "report", report_and_interrupt)
+    printed = run(*RUN, "--out", tmp_path)
+    assert re.search(r"^to go on: .* --resume$", printed, re.MULTILINE)
+    assert checkpoints.load(tmp_path).arrays["iteration"] == 20
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + 10
+    assert (tmp_path / "learning_curve.png").exists()

@@ -2,9 +2,11 @@
 
 import json
 import pathlib
+import struct
 import sys
 
 import five_hours
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,16 +43,54 @@ def test_a_bug_is_the_mistake_that_it_is_named_after(name):
     assert NAMED[name] in {verdict.mistake for verdict in check_gae(five_hours.BUGS[name]).verdicts}
 
 
+RECORD = json.loads(pathlib.Path(five_hours.__file__).with_suffix(".json").read_text(encoding="utf-8"))
+ADVANTAGES = jnp.arange(20.0).reshape(4, 5)  # four steps of five workers; all numbers differ
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", five_hours.ORDERS)
+def test_an_order_moves_what_its_name_says(name, seed):
+    moved = np.asarray(five_hours.ORDERS[name](jax.random.key(seed), ADVANTAGES))
+    before = np.asarray(ADVANTAGES)
+    if name == "random order of time":
+        np.testing.assert_array_equal(np.sort(moved, axis=0), before)  # within each worker,
+        assert len({tuple(np.argsort(column)) for column in moved.T}) > 1  # and not alike in all workers
+    elif name == "mean of the worker":
+        np.testing.assert_array_equal(moved, np.broadcast_to(before.mean(axis=0), before.shape))
+    elif name == "reverse of another worker":
+        owner = moved[0] % 5
+        assert (owner != np.arange(5)).all()
+        np.testing.assert_array_equal(moved, before[::-1, owner.astype(int)])
+    else:
+        np.testing.assert_array_equal(np.sort(moved, axis=None), before.ravel())
+        assert (moved % 5 != np.arange(5)).any()
+
+
+@pytest.mark.parametrize("name", [name for name in five_hours.ORDERS if name != "mean of the worker"])
+def test_an_order_is_drawn_anew_from_each_key(name):
+    orders = {np.asarray(five_hours.ORDERS[name](jax.random.key(seed), ADVANTAGES)).tobytes() for seed in range(8)}
+    assert len(orders) > 1
+
+
 def test_the_file_holds_what_the_settings_of_the_script_make():
-    path = pathlib.Path(five_hours.__file__).with_suffix(".json")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    settings, results = record["settings"], record["results"]
+    settings, results = RECORD["settings"], RECORD["results"]
+    assert settings["seeds"] == 32
     assert settings["time_limit"] == five_hours.TIME_LIMIT
     assert settings["evaluation_steps"] == five_hours.EVALUATION_STEPS
-    assert tuple(results) == five_hours.TRAINED
+    assert settings["steps_between_evaluations"] == five_hours.ITERATIONS_BETWEEN * five_hours.STEPS * five_hours.ENVS
+    assert tuple(results) == tuple(five_hours.TRAINED)
     for result in results.values():
         assert np.shape(result["evaluations"]) == (settings["seeds"], five_hours.EVALUATIONS + 1)
         assert np.shape(result["training_lengths"]) == (settings["seeds"], five_hours.EVALUATIONS)
+
+
+def test_the_agents_of_the_file_start_as_the_agents_of_the_script(monkeypatch):
+    monkeypatch.setattr(five_hours, "EVALUATIONS", 0)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        untrained, _ = five_hours.train_seeds("right", 8)
+    for result in RECORD["results"].values():
+        written = np.array(result["evaluations"])[:8, :1]
+        assert np.mean(np.abs(written - untrained) < 0.06) >= 7 / 8  # a tie may fall otherwise elsewhere
 
 
 def test_the_pole_falls_without_a_policy_and_the_cart_is_pushed_where_it_is_told():
@@ -66,10 +106,53 @@ def test_the_pole_falls_without_a_policy_and_the_cart_is_pushed_where_it_is_told
     assert five_hours.push(jnp.array([0.0, 0.0, 0.3, 0.0]), jnp.array(1))[1]
 
 
-@pytest.mark.parametrize("options", [["--seeds", "0"], ["--seeds", "many"], ["--out", "no/such/file"], ["--unknown"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--seeds", "0"],
+        ["--seeds", "many"],
+        ["--seeds", "99999999999999999999999"],
+        ["--out", "no/such/file"],
+        ["--out", ""],
+        ["--out", "."],
+        ["--out", "x" * 300],
+        ["--draw", "."],
+        ["--unknown"],
+    ],
+)
 def test_a_bad_option_is_one_line(options, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["five_hours.py", *options])
+    monkeypatch.setattr(five_hours, "train_seeds", lambda *_: pytest.fail("it trains"))
     with pytest.raises(SystemExit) as exit_:
         five_hours.main()
     assert exit_.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_refused_run_leaves_files_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(five_hours, "train_seeds", lambda *_: sys.exit(0))
+    for text in (None, "results"):
+        path = tmp_path / "five_hours.json"
+        if text is not None:
+            path.write_text(text)
+        monkeypatch.setattr(sys, "argv", ["five_hours.py", "--out", str(path)])
+        with pytest.raises(SystemExit):
+            five_hours.main()
+        assert (path.read_text() if path.exists() else None) == text
+
+
+def size_of(png):
+    """Width and height, from the header."""
+    return struct.unpack(">II", png.read_bytes()[16:24])
+
+
+def test_the_figure_of_the_readme_is_drawn_from_the_file(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra `notebook`")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    committed = pathlib.Path(five_hours.__file__).with_suffix(".png")
+    drawn = tmp_path / "drawn.png"
+    monkeypatch.setattr(sys, "argv", ["five_hours.py", "--draw", str(drawn)])
+    five_hours.main()
+    assert size_of(drawn) == size_of(committed)
+    assert size_of(committed)[0] <= 900
+    assert committed.stat().st_size < 150_000

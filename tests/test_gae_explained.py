@@ -1,7 +1,9 @@
 """The annotated page: its source runs with all of its assertions, and the notebook is the source, executed."""
 
+import base64
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ pytest.importorskip("matplotlib", reason="needs the extra `notebook`")
 pytestmark = pytest.mark.examples
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 SOURCE, NOTEBOOK = EXAMPLES / "gae_explained.py", EXAMPLES / "gae_explained.ipynb"
-FIGURES = 13
+FIGURES = 15
 LARGEST_FILE = 3_000_000  # bytes; GitHub shows no large notebook
 
 
@@ -25,11 +27,20 @@ def code_cells():
     return [cell for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"]
 
 
+def texts():
+    """What the code cells print, one after the other."""
+    return "".join(output.text for cell in code_cells() for output in cell.outputs if output.output_type == "stream")
+
+
 @pytest.mark.timeout(600)
-def test_the_source_runs_and_all_its_assertions_hold():
-    environment = os.environ | {"MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([sys.executable, "-W", "error", SOURCE], env=environment, capture_output=True, text=True)
+def test_the_source_runs_and_prints_what_the_notebook_shows():
+    """All assertions hold, and the library's source in the outputs is the library's source of today."""
+    environment = os.environ | {"MPLBACKEND": "Agg", "JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "utf-8"}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", SOURCE], env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
     assert run.returncode == 0, run.stderr
+    assert run.stdout == texts(), "run the notebook again: see its first cell"
 
 
 def test_the_notebook_is_the_source():
@@ -53,6 +64,19 @@ def test_a_cell_that_draws_asserts():
     for cell in code_cells():
         if any(output.output_type == "display_data" for output in cell.outputs):
             assert "assert " in cell.source or "close(" in cell.source, cell.source
+
+
+def test_the_drawing_is_in_its_own_module():
+    assert not any("plt." in cell.source or "axes." in cell.source for cell in code_cells())
+
+
+def test_a_figure_has_120_dots_per_inch():
+    for cell in code_cells():
+        for output in cell.outputs:
+            if output.output_type == "display_data":
+                png = base64.b64decode(output.data["image/png"])
+                at = png.index(b"pHYs") + 4
+                assert round(struct.unpack(">I", png[at : at + 4])[0] * 0.0254) == 120
 
 
 def test_nothing_in_the_outputs_is_external():

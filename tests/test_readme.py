@@ -3,9 +3,6 @@
 import inspect
 import re
 import tomllib
-import types
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import pytest
 from support import pages, peers
@@ -63,17 +60,31 @@ def test_readme_links_to_every_page():
 # The recursion and the API.
 
 
+def test_first_call_matches_oracle():
+    [call] = [block for block in pages.blocks(README) if block.startswith("from gae_jax import gae\n")]
+    arguments = peers.kind_of_rollout("final_values", 0, 0.99, 0.95).arguments()
+    names = {name: arguments[name] for name in ("rewards", "terminated", "truncated", "final_values")}
+    names |= {"values": arguments["values"][:-1], "last_value": arguments["values"][-1]}
+    result = pages.run(call, names)
+    assert_close((result["advantages"], result["targets"]), oracle(**arguments))
+
+
 def test_step_is_the_source():
     source = f"{inspect.getsource(_recursion.step)}\n\n{inspect.getsource(_recursion.next_value)}"
     assert [block for block in pages.blocks(README) if block.startswith("def step")] == [source]
 
 
+def test_signature_is_the_one_of_gae():
+    [printed] = [block for block in pages.blocks(README) if block.startswith("gae(")]
+    parameters = inspect.signature(gae_jax.gae).parameters.values()
+    signature = inspect.Signature([x.replace(annotation=inspect.Parameter.empty) for x in parameters])
+    assert " ".join(printed.split()) == f"gae{signature} -> GAEOutput(advantages, targets)"
+
+
 def test_api_names_are_the_public_names():
     rows = re.findall(r"^\| `([\w.]+)` \|", prose(README).partition("\n## API\n")[2].partition("\n## ")[0], re.M)
     public = {name for name, x in vars(gae_jax).items() if not (name.startswith("_") or inspect.ismodule(x))}
-    checks = {
-        name for name, x in vars(testing).items() if name.startswith("check_") and x.__module__ == testing.__name__
-    }
+    checks = {name for name in vars(testing) if name.startswith("check_")}
     assert sorted(rows) == sorted(public | {f"testing.{name}" for name in checks})
 
 
@@ -85,58 +96,40 @@ def test_page_of_the_tests_names_every_module():
     assert set(re.findall(r"`(test_\w+\.py)`", pages.read("tests/README.md"))) == modules
 
 
-def rejax_arrays(rollout):
-    """`done` is the flag of the step in its row."""
-    trajectories = types.SimpleNamespace(reward=rollout.rewards, value=rollout.values[:-1], done=rollout.terminated)
-    agent = types.SimpleNamespace(gamma=rollout.gamma, gae_lambda=rollout.lambda_)
-    return {"self": agent, "trajectories": trajectories, "last_val": rollout.values[-1]}
-
-
-class Replaced(NamedTuple):
-    rollouts: str  # the kind that the code has flags for
-    arrays: Callable[..., dict[str, Any]]  # of a rollout, under the names of the code
-    row: str  # of examples/migrating.md, if there is one
-
-
-REPLACED = {
-    "PureJaxRL, `ppo.py`": Replaced("terminated", peers.purejaxrl_arrays, "PureJaxRL"),
-    "Brax": Replaced("dropped", peers.brax_arrays, "Brax"),
-    "rejax": Replaced("terminated", rejax_arrays, ""),
-    "CleanRL, JAX": Replaced("terminated", peers.cleanrl_jax_arrays, "CleanRL, JAX (`ppo_atari_envpool_xla_jax`)"),
-    "stable-baselines3": Replaced("final_values", peers.sb3_arrays, "stable-baselines3"),
+REPLACED = {  # the row of examples/migrating.md, by the row of the README
+    "PureJaxRL, `ppo.py`": "PureJaxRL",
+    "PureJaxRL, `ppo_rnn.py`": "PureJaxRL, recurrent (`ppo_rnn`, `ppo_s5`)",
+    "Brax": "Brax",
+    "rejax": "rejax",
+    "CleanRL, JAX": "CleanRL, JAX (`ppo_atari_envpool_xla_jax`)",
+    "stable-baselines3": "stable-baselines3",
 }
 
 
-def replacements():
-    """The last column, by row."""
-    return {row: code.strip("`") for row, _, code in pages.table(README, "| your code | its call | with gae_jax |")}
+def test_replacements_are_rows_of_migrating():
+    """`test_migrating.py` compares these rows with the libraries."""
+    table = pages.table(README, "| your code | its call | with gae_jax |")
+    assert {row: code.strip("`") for row, _, code in table} == {
+        row: peers.adapters()[name] for row, name in REPLACED.items()
+    }
 
 
-def run_replacement(row, names):
-    return eval(replacements()[row], pages.imports(MIGRATING), names)
+# The figures.
 
 
-def test_every_replacement_has_a_test():
-    assert replacements().keys() == REPLACED.keys()
+def test_speed_is_the_first_sentence_of_the_benchmark():
+    [speed] = re.findall(r"PureJaxRL's loop takes (.*?) times at\s+2048 × 2048", pages.read(README), re.S)
+    assert f"PureJaxRL's loop takes {' '.join(speed.split())} times at 2048 × 2048" in pages.read(
+        "examples/benchmark.md"
+    )
 
 
-@pytest.mark.parametrize("row", REPLACED)
-def test_replacement_matches_oracle(row):
-    rollout = peers.kind_of_rollout(REPLACED[row].rollouts, 0, 0.99, 0.95)
-    assert_close(run_replacement(row, REPLACED[row].arrays(rollout)), oracle(**rollout.arguments()))
-
-
-def test_replacement_of_rejax_with_rewards_of_one_channel():
-    """Some environments of gymnax have rewards `[T, N, 1]`."""
-    rollout = peers.kind_of_rollout("terminated", 0, 0.99, 0.95)
-    names = rejax_arrays(rollout.replace(rewards=rollout.rewards[..., None]))
-    assert_close(run_replacement("rejax", names), oracle(**rollout.arguments()))
-
-
-@pytest.mark.parametrize("row", [row for row, replaced in REPLACED.items() if replaced.row])
-def test_replacement_is_the_row_of_migrating(row):
-    """`test_migrating.py` compares that row with the library."""
-    assert replacements()[row] == peers.adapters()[REPLACED[row].row]
+def test_compile_times_are_those_of_the_agents():
+    [row] = [row for row in pages.table("examples/agents.md", "| T | skrl | gae |")[1:] if row[0] == "128"]
+    found = re.findall(
+        r"its\s+first call takes (.*? s) of CPU time at T = 128.*?of `gae` (.*? s) ", pages.read(README), re.S
+    )
+    assert found == [tuple(row[1:])]
 
 
 # Versions.
@@ -146,8 +139,7 @@ def test_requirements_are_those_of_pyproject():
     project = tomllib.loads(pages.read("pyproject.toml"))["project"]
     (jax,) = [x.removeprefix("jax>=") for x in project["dependencies"] if x.startswith("jax>=")]
     python = project["requires-python"].removeprefix(">=")
-    first_lines = " ".join(pages.read(README).splitlines()[:10])
-    assert f"jax {jax} or newer and Python {python} or newer" in first_lines
+    assert f"jax {jax} or newer and Python {python} or newer" in pages.read(README).partition("## Install")[2]
 
 
 def test_version_is_cited_and_has_its_changes():

@@ -1,36 +1,55 @@
-"""Files and options of a training run: examples/checkpoints.py and examples/run_options.py."""
+"""A training run around the algorithm: examples/runs.py and examples/checkpoints.py."""
 
 import dataclasses
-import json
+import importlib.util
 import os
-import pathlib
+import random
 import re
 import resource
-import signal
-import subprocess
 import sys
+from typing import Any
 
-import checkpoints
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
-import run_options
-from brax_ppo import Config
+
+for package in ("brax", "matplotlib", "optax", "orbax.checkpoint", "rich", "tyro"):
+    pytest.importorskip(package, reason="the script needs the extra `examples`")
+checkpoints, runs = map(pytest.importorskip, ("checkpoints", "runs"))
+Config: Any = pytest.importorskip("brax_ppo").Config
 
 pytestmark = pytest.mark.examples
-ROOT = pathlib.Path(__file__).parents[1]
-TREE = {"params": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "key": np.array([1, 2], np.uint32)}
+CONFIG = dataclasses.asdict(Config())
+TREE = {"params": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "iteration": np.array(3, np.int32)}
+
+
+def save(directory, config=CONFIG, **changes):
+    with checkpoints.manager(directory) as manager:
+        checkpoints.save(manager, 3, config, [[1.0, float("nan")]], TREE | changes)
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch):
+    """As many as there are devices in a test: JAX makes them once in a process."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
 
 
 @pytest.fixture
 def saved(tmp_path):
-    path = tmp_path / "checkpoint.npz"
-    checkpoints.save(path, dataclasses.asdict(Config()), TREE)
-    return path
+    save(tmp_path)
+    return tmp_path
 
 
 def complaint_of(call, *arguments, capsys):
-    """The one line on standard error with which a call refuses."""
+    """What a call prints on standard error before it exits with status 2, without the frame that tyro draws."""
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    assert stop.value.code == 2
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().err).split())
+
+
+def line_of(call, *arguments, capsys):
+    """The one line with which a call refuses."""
     with pytest.raises(SystemExit) as stop:
         call(*arguments)
     assert stop.value.code == 2
@@ -40,183 +59,172 @@ def complaint_of(call, *arguments, capsys):
     return error
 
 
-def recall(line, config_type=Config):
-    return run_options.recall(config_type, *run_options.read("", config_type, line.split()))
+def read(line):
+    return runs.read_options("", Config, line.split(" "))
 
 
-def test_what_is_saved_is_read(saved):
-    config, arrays = checkpoints.read(saved)
-    assert config == dataclasses.asdict(Config())
-    tree = checkpoints.fill(saved, arrays, TREE)
-    assert tree["params"]["kernel"].tobytes() == TREE["params"]["kernel"].tobytes()
-    assert [path.name for path in saved.parent.iterdir()] == ["checkpoint.npz"]
-    with np.load(saved, allow_pickle=False) as stored:
-        assert set(stored.files) == {"config", "params/kernel", "key"}
+def test_what_is_saved_is_loaded(saved):
+    loaded = checkpoints.load(saved)
+    assert loaded.config == CONFIG
+    np.testing.assert_array_equal(loaded.rows, [[1.0, float("nan")]])
+    state = checkpoints.fill(TREE, loaded.arrays)
+    assert jax.tree.structure(state) == jax.tree.structure(TREE)
+    assert [x.tobytes() for x in jax.tree.leaves(state)] == [x.tobytes() for x in jax.tree.leaves(TREE)]
 
 
-def test_a_device_array_is_saved_as_a_numpy_array(tmp_path):
-    checkpoints.save(tmp_path / "x.npz", {}, {"x": jnp.arange(3)})
-    assert checkpoints.read(tmp_path / "x.npz")[1]["x"].tolist() == [0, 1, 2]
-
-
-def test_damage_is_found_or_harmless(saved, capsys):
-    whole = saved.read_bytes()
-    rng = np.random.default_rng(0)
-    found = 0
-    for place in rng.choice(len(whole), 300, replace=False):
+def test_damage_is_one_line_or_harmless(saved, capsys):
+    files = [path for path in saved.rglob("*") if path.is_file() and path.stat().st_size]
+    rng, refused = random.Random(0), 0
+    for turn in range(4 * len(files)):
+        path = files[turn % len(files)]
+        whole = path.read_bytes()
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << rng.integers(8)
-        saved.write_bytes(damaged)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged if turn % 4 else whole[: len(whole) // 2])
         try:
-            config, arrays = checkpoints.read(saved)
-            tree = checkpoints.fill(saved, arrays, TREE)
+            loaded = checkpoints.load(saved)
         except SystemExit:
-            found += 1
-            assert capsys.readouterr().err.count("\n") == 1
-            continue
-        assert config == dataclasses.asdict(Config())
-        assert tree["params"]["kernel"].tobytes() == TREE["params"]["kernel"].tobytes()
-        assert tree["key"].tobytes() == TREE["key"].tobytes()
-    assert found > 200
+            refused += 1
+            assert re.fullmatch(r"error: the checkpoint in .* is damaged.*\n", capsys.readouterr().err)
+        else:
+            assert loaded.config == CONFIG
+            assert {name: x.tobytes() for name, x in loaded.arrays.items()} == {
+                name: x.tobytes() for name, x in checkpoints.named_leaves(TREE).items()
+            }
+        path.write_bytes(whole)
+    assert refused > len(files) / 2
 
 
-@pytest.mark.parametrize("size", [0, 1, 100, -1])
-def test_a_cut_file_is_one_line(saved, size, capsys):
-    saved.write_bytes(saved.read_bytes()[:size])
-    assert "damaged" in complaint_of(checkpoints.read, saved, capsys=capsys)
+def test_a_flipped_bit_of_a_parameter_is_found(saved, capsys, monkeypatch):
+    """Orbax restores some flipped bits, so a checksum of the arrays is stored beside them."""
+    whole = checkpoints.load(saved)
+    kernel = whole.arrays["params.kernel"].copy()
+    kernel.view(np.uint8)[0, 0] ^= 1
+    flipped = whole._replace(arrays=whole.arrays | {"params.kernel": kernel})
+    assert checkpoints.checksum(flipped) != checkpoints.checksum(whole)
+    monkeypatch.setattr(checkpoints, "checksum", lambda checkpoint: 0)
+    assert "wrong checksum" in line_of(checkpoints.load, saved, capsys=capsys)
 
 
-def test_pickled_objects_are_refused(tmp_path, capsys):
-    np.savez(tmp_path / "x.npz", config=np.array({"evil": 1}, dtype=object))
-    assert "damaged" in complaint_of(checkpoints.read, tmp_path / "x.npz", capsys=capsys)
+def test_another_kind_of_checkpoint_is_one_line(saved, capsys):
+    arrays = checkpoints.load(saved).arrays
+    for change in ({"key": np.zeros(2)}, {"iteration": np.array(3.0)}, {"iteration": np.zeros(2, np.int32)}):
+        assert "it is not one of this program" in line_of(checkpoints.fill, TREE | change, arrays, capsys=capsys)
 
 
-def test_options_that_are_a_list_are_one_line(tmp_path, capsys):
-    np.savez(tmp_path / "x.npz", config=np.array(json.dumps([1, 2])))
-    assert "the options are a list" in complaint_of(checkpoints.read, tmp_path / "x.npz", capsys=capsys)
+def test_a_full_disk_keeps_the_checkpoint_of_before(saved, capsys):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with checkpoints.manager(saved) as manager:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
+        try:
+            large = TREE | {"more": np.random.default_rng(0).random(10_000)}
+            complaint = line_of(checkpoints.save, manager, 4, {}, [], large, capsys=capsys)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot save a checkpoint" in complaint
+    assert checkpoints.load(saved).config == CONFIG
 
 
-def test_another_kind_of_file_is_one_line(saved, capsys):
-    _, arrays = checkpoints.read(saved)
-    want = {**TREE, "rows": np.zeros((1, 7))}
-    assert "has no rows" in complaint_of(checkpoints.fill, saved, arrays, want, capsys=capsys)
-    want = {**TREE, "key": np.zeros(3, np.uint32)}
-    assert "key of uint32[2] where the run needs uint32[3]" in complaint_of(
-        checkpoints.fill, saved, arrays, want, capsys=capsys
-    )
+def test_foreign_directories_are_one_line(tmp_path, capsys):
+    assert "there is no run in" in line_of(read, f"--resume --out {tmp_path / 'none'}", capsys=capsys)
+    assert "there is no run in" in line_of(read, f"--play {tmp_path}", capsys=capsys)
+    (tmp_path / "checkpoints").mkdir()
+    assert "has no checkpoint" in line_of(read, f"--play {tmp_path}", capsys=capsys)
+    (tmp_path / "checkpoints" / "7").mkdir()
+    (tmp_path / "checkpoints" / "7" / "state").write_text("")
+    assert "damaged, or not one of this program" in line_of(read, f"--play {tmp_path}", capsys=capsys)
 
 
-def test_a_full_disk_keeps_the_file_of_before(saved, capsys):
-    before, limits = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
-    try:
-        large = {**TREE, "more": np.zeros(10_000)}
-        complaint = complaint_of(checkpoints.save, saved, {}, large, capsys=capsys)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert complaint.endswith(f"{saved} is as it was before\n")
-    assert saved.read_bytes() == before
-    assert [path.name for path in saved.parent.iterdir()] == ["checkpoint.npz"]
-
-
-HOLD = """
-import pathlib, sys, time
-import checkpoints
-with checkpoints.lock(pathlib.Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_two_runs_do_not_share_a_directory(tmp_path, capsys):
-    command, path = [sys.executable, "-c", HOLD, str(tmp_path)], os.pathsep.join([str(ROOT / "examples"), str(ROOT)])
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "locked\n"
-        complaint = complaint_of(checkpoints.lock, tmp_path, capsys=capsys)
-        assert re.search(rf"another run writes to {tmp_path}: process {other.pid} on \S+;", complaint)
-        other.send_signal(signal.SIGKILL)  # it cannot tidy up
-    checkpoints.lock(tmp_path).close()
-    checkpoints.lock(tmp_path).close()
-
-
-def test_a_directory_that_cannot_be_is_one_line(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert "--out: cannot write to" in complaint_of(checkpoints.lock, tmp_path / "file" / "run", capsys=capsys)
-
-
-def test_a_run_is_not_overwritten_unasked(saved, capsys):
-    results = [saved, *(saved.parent / name for name in ("policy.npz", "replay.gif", "notes.txt"))]
-    for path in results[1:]:
-        path.write_text("")
-    assert "has a run in it" in complaint_of(run_options.clear, saved.parent, False, capsys=capsys)
-    assert all(path.exists() for path in results)
-    run_options.clear(saved.parent, True)
-    assert [path.name for path in saved.parent.iterdir()] == ["notes.txt"]
-    run_options.clear(saved.parent, False)
-
-
-def test_resume_takes_the_options_of_the_run(saved, tmp_path, capsys):
-    config, run = recall(f"--resume --out {tmp_path} --gamma 0.99")
-    assert config == Config()
-    assert set(run.stored or ()) == {"params/kernel", "key"}
-    assert (
-        complaint_of(recall, f"--resume --out {tmp_path} --gamma 0.9", capsys=capsys)
-        == f"error: --gamma: the run in {tmp_path} has 0.99; got 0.9\n"
-    )
-    assert "there is no" in complaint_of(recall, f"--resume --out {tmp_path / 'none'}", capsys=capsys)
-    assert not (tmp_path / "none").exists()
-
-
-def test_play_takes_the_options_of_the_run(tmp_path, capsys):
-    checkpoints.save(tmp_path / "policy.npz", dataclasses.asdict(Config(gamma=0.5, devices=8)), TREE)
-    config, run = recall(f"--play {tmp_path} --seed 3 --eval-envs 2")
-    assert config == Config(gamma=0.5, devices=1, seed=3, eval_envs=2)
-    assert run.directory == tmp_path
-    assert "--gamma: the run in" in complaint_of(recall, f"--play {tmp_path} --gamma 0.99", capsys=capsys)
-
-
-@pytest.mark.parametrize(("change", "complaint"), [({"gamma": 2}, "got 2"), ({"steps": "x"}, "got x"), ({}, "'env'")])
-def test_stored_options_are_checked(tmp_path, change, complaint, capsys):
-    stored = dataclasses.asdict(Config()) | change if change else {}
-    checkpoints.save(tmp_path / "checkpoint.npz", stored, TREE)
-    assert complaint in complaint_of(recall, f"--resume --out {tmp_path}", capsys=capsys)
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"config": CONFIG | {"gamma": 2.0}}, "--gamma must be a number from 0.0 to 1.0; got 2.0"),
+        ({"config": CONFIG | {"steps": "many"}}, "--steps must be a whole number"),
+        ({"config": CONFIG | {"num_envs": 10**12}}, "--num-envs must be a whole number"),
+        ({"config": CONFIG | {"env": "no-such"}}, "--env must be one of"),
+        ({"config": CONFIG | {"eval_envs": 10**12}}, "unexpected keyword argument 'eval_envs'"),
+        ({"iteration": np.array(-3, np.int32)}, "iteration must be from 0 to 256; got -3"),
+        ({"iteration": np.array(10**6, np.int32)}, "iteration must be from 0 to 256; got 1000000"),
+        ({"params": {"kernel": np.array([1.0, np.nan])}}, "the parameters are not finite"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["--play", "--resume --out"])
+def test_what_is_stored_is_checked(tmp_path, changes, complaint, mode, capsys):
+    save(tmp_path, **changes)
+    assert complaint in line_of(read, f"{mode} {tmp_path}", capsys=capsys)
 
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("--env no-such", "--env: must be one of ant, fast,"),
-        ("--gamma 1.5", "--gamma: must be a number from 0 to 1; got 1.5"),
-        ("--gamma nan", "--gamma: must be a number from 0 to 1; got nan"),
-        ("--lambda -0.1", "--lambda: must be a number from 0 to 1; got -0.1"),
-        ("--steps 0", "--steps: must be a whole number, at least 1; got 0"),
-        ("--steps 1e6", "--steps: must be a whole number, at least 1; got 1e6"),
-        ("--seed -1", "--seed: must be a whole number from 0 to 2^32 - 1; got -1"),
-        ("--learning-rate inf", "--learning-rate: must be a positive number; got inf"),
+        ("--env no-such", "invalid choice 'no-such' for argument '--env'"),
+        ("--gamma 1.5", "--gamma must be a number from 0.0 to 1.0; got 1.5"),
+        ("--gamma nan", "--gamma must be a number from 0.0 to 1.0; got nan"),
+        ("--steps 0", "--steps must be a whole number from 1 to 1000000000; got 0"),
+        ("--steps 1e6", "Error parsing --steps"),
+        ("--steps 99999999999999999999999", "--steps must be a whole number from 1 to 1000000000"),
+        ("--num-envs 99999999999", "--num-envs must be a whole number from 1 to 1000000; got 99999999999"),
+        ("--num-envs 1000000", "--num-envs × --num-steps must be at most 4194304; got 64000000"),
+        ("--seed -1", "--seed must be a whole number from 0 to 4294967295; got -1"),
+        ("--learning-rate inf", "--learning-rate must be a number"),
         ("--minibatches 7", "--minibatches must divide --num-envs × --num-steps / --devices; got 7 for 4096"),
-        ("--devices 3", "--devices must divide --num-envs; got 3 for 64 environments"),
-        ("--processes 2", "--processes must divide --devices; got 2 for 1 devices"),
-        ("--process 1", "--process must be less than --processes, 1; got 1"),
-        ("--resume --overwrite", "--overwrite: not allowed with argument --resume"),
-        ("--num-env 3", "unrecognized arguments: --num-env 3"),
+        ("--devices 3", "--devices must divide --num-envs; got 3 for 64"),
+        ("--out ", "the name of a directory is empty"),
+        ("--play ", "the name of a directory is empty"),
+        ("--resume --overwrite", "--resume and --overwrite are not allowed together"),
+        ("--num-env 3", "Unrecognized options: --num-env"),
     ],
 )
-def test_bad_options_are_one_line(line, complaint, capsys):
-    assert complaint_of(recall, line, capsys=capsys).startswith(f"error: {complaint}")
+def test_bad_options_are_refused(line, complaint, capsys):
+    assert complaint in complaint_of(read, line, capsys=capsys)
 
 
-def test_options_and_fields_of_the_config_are_one():
-    given, _ = run_options.read("", Config, ["--lambda", "0.5", "--num-envs", "2"])
-    assert given == {"gae_lambda": 0.5, "num_envs": 2}
+def test_resume_takes_the_options_of_the_run(tmp_path, capsys):
+    save(tmp_path, CONFIG | {"gamma": 0.5, "devices": 8})
+    config, _, loaded = read(f"--resume --out {tmp_path} --gamma 0.5")
+    assert config == Config(gamma=0.5, devices=8)
+    assert loaded is not None
+    assert (
+        line_of(read, f"--resume --out {tmp_path} --gamma 0.9", capsys=capsys)
+        == f"error: --gamma: the run in {tmp_path} has 0.5; got 0.9\n"
+    )
+    config, run, _ = read(f"--play {tmp_path} --seed 3")  # in another evaluation episodes may begin otherwise
+    assert (config, run.play) == (Config(gamma=0.5, devices=8, seed=3), str(tmp_path))
 
 
-@pytest.mark.parametrize("script", ["brax_ppo.py", "benchmark.py", "scaling_out.py"])
-def test_help_needs_no_extra(script, tmp_path):
-    for name in ("brax", "flax", "matplotlib", "optax", "PIL", "rich", "rlax", "numba"):
-        (tmp_path / f"{name}.py").write_text("raise ImportError('an extra is imported')")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    command = [sys.executable, str(ROOT / "examples" / script), "--help"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--help" in done.stdout
+def test_a_run_is_not_overwritten_unasked(saved, capsys):
+    for name in ("replay.gif", "notes.txt"):
+        (saved / name).write_text("")
+    assert "has a run in it" in line_of(runs.clear, saved, False, capsys=capsys)
+    assert (saved / "replay.gif").exists()
+    runs.clear(saved, True)
+    assert [path.name for path in saved.iterdir()] == ["notes.txt"]
+    runs.clear(saved, False)
+
+
+def test_a_directory_that_cannot_be_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["brax_ppo.py", "--out", str(tmp_path / "file" / "run")])
+    complaint = line_of(runs.main, "", Config, None, capsys=capsys)
+    assert complaint == f"error: cannot write to {tmp_path / 'file' / 'run'}: Not a directory\n"
+
+
+@pytest.mark.parametrize(("cores", "num_envs", "devices"), [(1, 64, 1), (2, 64, 2), (8, 64, 8), (64, 64, 8), (8, 6, 6)])
+def test_by_default_there_is_a_device_per_core(cores, num_envs, devices, monkeypatch):
+    settings = {}
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    assert runs.with_devices(Config(num_envs=num_envs)).devices == devices
+    assert settings == {"jax_num_cpu_devices": min(cores, 8)}
+    assert runs.with_devices(Config(devices=16)) == Config(devices=16)
+    assert settings == {"jax_num_cpu_devices": 16}
+
+
+@pytest.mark.parametrize(("missing", "target"), [("gae_jax", "."), ("tyro", "'.[examples]'")])
+def test_what_is_not_installed_is_named(missing, target, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find_spec(name))
+    for name in ("command_line", "brax_env"):
+        monkeypatch.delitem(sys.modules, name)
+    complaint = line_of(importlib.import_module, "brax_env", capsys=capsys)  # the first import of brax_ppo.py
+    assert complaint == f"error: {missing} not installed; run: pip install -e {target}\n"

@@ -13,7 +13,6 @@ The derivative of every implementation is the derivative of the loop.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,12 +22,11 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import get_abstract_mesh
 
+from gae_jax._affine_scan.affine_map import Scan, Step
 from gae_jax._affine_scan.blocked import blocked
 from gae_jax._affine_scan.pallas_tpu import is_narrow, pallas_tpu, why_not
 from gae_jax._affine_scan.sharded import sharded
 
-Step = Callable[[Array, Any, Any], tuple[Array, Any]]
-Scan = Callable[[Array, Any, Any], tuple[Array, Any]]  # (init, xs, shared) -> (last carry, ys)
 IMPLEMENTATIONS = ("scan", "blocked", "pallas")
 
 

@@ -1,10 +1,14 @@
 """Affine maps h -> a h + b, as pairs of arrays: what a row of an affine scan does to the carry, and so do many rows."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+Step = Callable[[Array, Any, Any], tuple[Array, Any]]  # (carry, row, shared) -> (carry, y)
+Scan = Callable[[Array, Any, Any], tuple[Array, Any]]  # (init, xs, shared) -> (last carry, ys)
 
 
 class AffineMap(NamedTuple):

@@ -11,20 +11,19 @@ barriers hold the compiler to that; without them, XLA computes some stages twice
 
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gae_jax._affine_scan.affine_map import AffineMap, apply, compose
+from gae_jax._affine_scan.affine_map import AffineMap, Step, apply, compose
 
 # Rows in a block. Longer blocks save a stage, but a kernel that writes the carries of K rows takes K (K - 1) / 2 steps.
 SHORTEST, LONGEST = 8, 16
 
 
-def blocked(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
+def blocked(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step on all rows at once, from carries found by composing blocks of rows."""
     maps = _maps_of_rows(step, init, xs, shared)
     if reverse:
@@ -36,7 +35,7 @@ def blocked(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reve
     return last, ys
 
 
-def _maps_of_rows(step: Callable[..., Any], init: Array, xs: Any, shared: Any) -> AffineMap:
+def _maps_of_rows(step: Step, init: Array, xs: Any, shared: Any) -> AffineMap:
     """Returns the map of each row, `[T, *B]`: the step's carry at 0, and its derivative."""
 
     def map_of_row(row: Any) -> AffineMap:

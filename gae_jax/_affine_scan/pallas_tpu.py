@@ -7,7 +7,6 @@ the edge: the loop ends where the rows end, and lanes beyond the edge are not ke
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gae_jax._affine_scan.affine_map import Scan, Step
 from gae_jax._affine_scan.versions import KERNELS_ON_EXPLICIT_AXES, VARYING, reshard
 
 MOST_LANES = 2048  # in a block: with fewer, the loop costs more than its work; with more, registers run out
@@ -51,7 +51,7 @@ def is_narrow(init: Array) -> bool:
     return math.prod(init.shape) < FEWEST_LANES
 
 
-def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
+def pallas_tpu(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step row by row in one kernel."""
     shared = jax.tree.map(lambda x: jnp.broadcast_to(x, init.shape), shared)
     kernel = functools.partial(_flat, step, reverse=reverse)
@@ -60,7 +60,7 @@ def pallas_tpu(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, r
     return kernel(init, xs, shared)
 
 
-def _on_every_device(kernel: Callable[..., Any], init: Array, xs: Any, shared: Any) -> Callable[..., Any]:
+def _on_every_device(kernel: Scan, init: Array, xs: Any, shared: Any) -> Scan:
     """Returns the kernel for arrays on a mesh with Explicit axes: each device runs it on its part of the batch."""
     mesh, batch = jax.typeof(init).sharding.mesh, jax.typeof(init).sharding.spec
     rows = PartitionSpec(None, *batch)
@@ -70,7 +70,7 @@ def _on_every_device(kernel: Callable[..., Any], init: Array, xs: Any, shared: A
     return lambda *operands: split(*jax.tree.map(reshard, operands, shardings))
 
 
-def _flat(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
+def _flat(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the kernel on arrays `[T, lanes]`, with flags as integers, and gives the results the shape of the batch."""
     is_flag = jax.tree.map(lambda x: x.dtype == jnp.bool_, (xs, shared))
 
@@ -86,9 +86,7 @@ def _flat(step: Callable[..., Any], init: Array, xs: Any, shared: Any, *, revers
     return last.reshape(init.shape), jax.tree.map(lambda y: y.reshape(length, *init.shape), ys)
 
 
-def _kernel(
-    step: Callable[..., Any], init: Array, rows: Any, is_flag: Any, shared: Any, *, reverse: bool
-) -> tuple[Array, Any]:
+def _kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Returns the last carry `[1, lanes]`, and the outputs `[T, lanes]`."""
     length, lanes = jax.tree.leaves(rows)[0].shape
     _, y = jax.eval_shape(step, init, jax.tree.map(lambda x: x[:1], rows), shared)

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gae_jax._affine_scan.affine_map import AffineMap, apply
+from gae_jax._affine_scan.affine_map import AffineMap, Step, apply
 
 
 def sharded(
     scan: Callable[..., tuple[Array, Any]],
-    step: Callable[..., Any],
+    step: Step,
     init: Array,
     xs: Any,
     shared: Any,
@@ -42,7 +42,7 @@ def sharded(
     return last, scan(step, jnp.where(is_first, init, entering[index]), xs, shared, reverse=reverse)[1]
 
 
-def _linear_part(step: Callable[..., Any], carry: Array, row: Any, shared: Any) -> tuple[Array, Any]:
+def _linear_part(step: Step, carry: Array, row: Any, shared: Any) -> tuple[Array, Any]:
     """From h to a h, where the step is h -> a h + b."""
     return jax.jvp(lambda h: step(h, row, shared)[0], (jnp.zeros_like(carry),), (carry,))[1], ()
 
