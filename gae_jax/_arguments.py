@@ -19,7 +19,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_is_array(name: str, x: Any, *, flags: bool = False) -> None:
-    """Raises unless `x` is an array of numbers, or of flags, or one of these; and JAX reads it as what it is."""
+    """Raises unless `x` is a number, or an array of numbers or, with `flags`, of flags, and JAX keeps its values."""
     if not _is_array(x):
         kind = "flags" if flags else "numbers"
         raise TypeError(f"`{name}` must be an array of {kind}; got {type(x).__name__}{_how_to_convert(x)}")
@@ -51,6 +51,8 @@ def _dtype(x: Any) -> Any:
 def _how_to_convert(x: Any) -> str:
     if isinstance(x, np.ma.MaskedArray):
         return ""
+    if hasattr(x, "advantages"):
+        return ". Pass its `.advantages`."
     if hasattr(x, "__dlpack__"):
         return ". Convert it with jnp.from_dlpack."
     is_convertible = type(x) in (list, tuple) or hasattr(x, "__array__") or hasattr(x, "__jax_array__")
@@ -80,14 +82,23 @@ def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, guesses: Map
     except AssertionError:
         got, known = np.shape(x), {**(guesses or {}), want: ""}
         guess = known.get(got, "")
+        if _is_broadcastable(got, want):
+            guess = f"If one entry stands for many, pass jnp.broadcast_to(x, {want})."
         for without in (got[:i] + got[i + 1 :] for i, size in enumerate(got) if size == 1):
-            if without in known:
+            if without in known and not _is_broadcastable(got, want):
                 guess = f"Drop its axis of length 1. {known[without]}"
         raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {got}. {guess}".rstrip()) from None
 
 
+def _is_broadcastable(got: Shape, want: Shape) -> bool:
+    try:
+        return np.broadcast_shapes(got, want) == want
+    except ValueError:
+        return False
+
+
 def as_number(name: str, x: Any, least: float = 0.0) -> float | Array:
-    """Returns `x`, one number of at least `least`, as a Python number, or as it is if only a run knows it."""
+    """Returns `x`, one number of at least `least`, as a Python number, or as it is if it is traced."""
     if not _is_array(x) or not is_real(_dtype(x)):
         raise TypeError(f"`{name}` must be a number; got {x!r}")
     if np.ndim(x) != 0:

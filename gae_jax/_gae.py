@@ -123,9 +123,9 @@ def gae(
 
 @functools.partial(jax.jit, static_argnames=("time_axis", "axis_name", "implementation"))
 def _gae(rollout: Rollout, *, time_axis: int, axis_name: str | None, implementation: str | None) -> GAEOutput:
-    how = {"axis_name": axis_name, "implementation": implementation}
+    options = {"axis_name": axis_name, "implementation": implementation}
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
-    advantages = advantages_of(rollout, lambda_before_each_row(rollout, **how), **how)
+    advantages = advantages_of(rollout, lambda_before_each_row(rollout, **options), **options)
     targets = advantages + value_or_zero(rollout)  # as another output of the scan, they would need another buffer
     return GAEOutput(to_caller_layout(advantages), to_caller_layout(targets))
 

@@ -55,9 +55,9 @@ def next_value(h: Array, row: Row) -> Array:
     return jnp.where(row.terminated, 0, h)
 
 
-def skipping_step(h: Array, varying: dict[str, Any], constant: dict[str, Any]) -> tuple[Array, Array]:
+def skipping_step(h: Array, varying: dict[str, Any], shared: dict[str, Any]) -> tuple[Array, Array]:
     """`step`, but a masked row hands h on unchanged, and is not read: it may hold NaN."""
-    row = Row(**varying, **constant)
+    row = Row(**varying, **shared)
     if row.mask is None:
         return step(h, row)
     h_t, advantage = step(h, jax.tree.map(functools.partial(zero_where_masked, row.mask), row))
@@ -77,8 +77,8 @@ def advantages_of(
     """Returns A_t of every row, `[T, *B]`."""
 
     def of_one_worker(rows: dict[str, Any], shared: dict[str, Any], bootstrap_value: Array) -> Array:
-        how = {"axis_name": axis_name, "implementation": implementation}
-        _, advantages = affine_scan(skipping_step, bootstrap_value, rows, shared, reverse=True, **how)
+        options = {"axis_name": axis_name, "implementation": implementation}
+        _, advantages = affine_scan(skipping_step, bootstrap_value, rows, shared, reverse=True, **options)
         return advantages
 
     return of_each_worker(of_one_worker, rollout, lambda_before)
@@ -89,21 +89,20 @@ def of_each_worker(of_one_worker: Callable[..., Array], rollout: Rollout, lambda
 
     What varies over time is in a row. What does not is shared by all rows of a worker, and one number by all workers.
     """
-    x = rollout
-    rows = {"reward": x.rewards, "value": x.values, "terminated": x.terminated, "truncated": x.truncated}
-    rows |= {"final_value": x.final_values, "mask": x.mask}
+    rows = {"reward": rollout.rewards, "value": rollout.values, "mask": rollout.mask}
+    rows |= {"terminated": rollout.terminated, "truncated": rollout.truncated, "final_value": rollout.final_values}
     shared, axes_of_workers = {}, {}
-    for name, parameter in {"gamma": x.gamma, "lambda_before": lambda_before}.items():
+    for name, parameter in {"gamma": rollout.gamma, "lambda_before": lambda_before}.items():
         if parameter.shape[0] != 1:
-            rows[name] = broadcast_like(parameter, x.terminated)
+            rows[name] = broadcast_like(parameter, rollout.terminated)
         elif parameter.size == 1:
             shared[name], axes_of_workers[name] = parameter.reshape(()), None
         else:
-            shared[name], axes_of_workers[name] = broadcast_like(parameter[0], x.terminated[0]), 0
+            shared[name], axes_of_workers[name] = broadcast_like(parameter[0], rollout.terminated[0]), 0
     of_workers = of_one_worker
-    for _ in x.rewards.shape[1:]:  # one vmap for each batch axis
+    for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
         of_workers = jax.vmap(of_workers, in_axes=(1, axes_of_workers, 0), out_axes=1)
-    return of_workers(rows, shared, x.bootstrap_value)
+    return of_workers(rows, shared, rollout.bootstrap_value)
 
 
 def broadcast_like(x: Array, like: Array) -> Array:
@@ -116,8 +115,8 @@ def lambda_before_each_row(
 ) -> Array:
     """λ of the unmasked row before each row: A_t = δ_t + γ_t λ_t A_{t+1}, so h_{t+1} weighs A_{t+1} by λ_t."""
     lambda_, mask = rollout.lambda_, rollout.mask
-    is_seam = axis_name is not None and rollout.rewards.shape[0] == 1  # a shard of one row: λ may vary all the same
-    if lambda_.shape[0] == 1 and not is_seam:
+    is_shard_of_one_row = axis_name is not None and rollout.rewards.shape[0] == 1  # where λ may vary all the same
+    if lambda_.shape[0] == 1 and not is_shard_of_one_row:
         return lambda_
     if mask is None:
         before = lambda_[-1:]  # row 0 of the rollout has no row before it, and its h is not used

@@ -123,14 +123,21 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
         raise ValueError(f"`rewards` must hold at least one transition; got shape {rows}, so T = 0 on axis {axis}")
 
     swapped = "Time and batch look swapped: all arrays are [T, *B], or with time_axis=1 all are [N, T]."
-    guesses = {longer: "It has a row too many: there is one row a transition.", rows[::-1]: swapped}
-    guesses |= _to_share(rows, axis)
+    shorter = (*rows[:axis], rows[axis] - 1, *rows[axis + 1 :])
+    guesses = {
+        longer: "It has a row too many: there is one row per transition.",
+        shorter: "Or `rewards` has a row too many: there is one row per transition.",
+        rows[::-1]: swapped,
+    }
+    guesses |= _guesses_for_missing_axes(rows, axis)
     for name in ("terminated", "truncated", "final_values", "mask", "log_rhos"):
         if getattr(rollout, name) is not None:
             check_shape(name, getattr(rollout, name), rows, "the shape of `rewards`", guesses)
     if rollout.bootstrap_value is None:
         guesses = {rows: "Append V(s_T), the value of the state after the last transition, or pass `bootstrap_value`."}
-        guesses |= {longer[::-1]: swapped, (*rows[:-1], rows[-1] + 1): swapped} | _to_share(longer, axis)
+        guesses |= {longer[::-1]: swapped, (*rows[:-1], rows[-1] + 1): swapped} | _guesses_for_missing_axes(
+            longer, axis
+        )
         check_shape("values", rollout.values, longer, "the shape of `rewards` with T + 1 rows of time", guesses)
     else:
         guesses |= {longer: "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."}
@@ -147,7 +154,7 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
             ) from None
 
 
-def _to_share(want: tuple[int, ...], axis: int) -> dict[tuple[int, ...], str]:
+def _guesses_for_missing_axes(want: tuple[int, ...], axis: int) -> dict[tuple[int, ...], str]:
     """Returns guesses for arrays that lack the last axes: flags `[T, N]` of a team beside rewards `[T, N, A]`."""
     return {
         want[:k]: f"If the last axes share it, pass jnp.broadcast_to(x[...{', None' * (len(want) - k)}], {want})."

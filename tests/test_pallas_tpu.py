@@ -16,7 +16,7 @@ from support.versions import kernel_on_explicit_axes, set_mesh
 
 import gae_jax
 from gae_jax._affine_scan import affine_scan
-from gae_jax._affine_scan.pallas_tpu import FEWEST_LANES, is_narrow, why_not
+from gae_jax._affine_scan.pallas_tpu import FEWEST_LANES, is_narrow, obstacle_to_kernel
 
 GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradients_match_oracle
 
@@ -69,7 +69,7 @@ def test_auto_axes_are_refused(kind):
         mesh = Mesh(np.array(jax.devices()[:devices]), ("workers",), axis_types=(kind,))
         with set_mesh(mesh):
             init = jax.device_put(jnp.ones(4), NamedSharding(mesh, P("workers")))
-            assert bool(why_not(init, init[None], ())) == (devices == 2 and kind == AxisType.Auto)
+            assert bool(obstacle_to_kernel(init, init[None], ())) == (devices == 2 and kind == AxisType.Auto)
 
 
 def test_narrow_batches():

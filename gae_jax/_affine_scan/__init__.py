@@ -24,7 +24,7 @@ from jax.sharding import get_abstract_mesh
 
 from gae_jax._affine_scan.affine_map import Scan, Step
 from gae_jax._affine_scan.blocked import blocked
-from gae_jax._affine_scan.pallas_tpu import is_narrow, pallas_tpu, why_not
+from gae_jax._affine_scan.pallas_tpu import is_narrow, obstacle_to_kernel, pallas_tpu
 from gae_jax._affine_scan.sharded import sharded
 
 IMPLEMENTATIONS = ("scan", "blocked", "pallas")
@@ -135,7 +135,7 @@ def kernel_or_blocks(
     blocks, kernel = (functools.partial(scan, step, reverse=reverse) for scan in (blocked, pallas_tpu))
     if not isinstance(jax.tree.leaves(xs)[0].shape[0], int):
         raise NotImplementedError("a symbolic number of steps needs implementation='scan'")
-    obstacle = why_not(init, xs, shared)
+    obstacle = obstacle_to_kernel(init, xs, shared)
     if implementation == "blocked" or (implementation is None and (obstacle or is_narrow(init))):
         return blocks(init, xs, shared)
     if obstacle:

@@ -19,7 +19,8 @@ from jax import Array, lax
 
 from gae_jax._affine_scan.affine_map import AffineMap, Step, apply, compose
 
-# Rows in a block. Longer blocks save a stage, but a kernel that writes the carries of K rows takes K (K - 1) / 2 steps.
+# Rows in a block. Longer blocks save a stage, but cost more: XLA computes each of the K carries of a block from the
+# carry that enters the block, K (K - 1) / 2 steps in all.
 SHORTEST, LONGEST = 8, 16
 
 
@@ -72,7 +73,7 @@ def _unstacked(maps: AffineMap, axis: int) -> list[AffineMap]:
 
 
 def _block_size(length: int) -> int:
-    """Returns the smallest blocks of as few stages as possible: all stages but the first have the longest blocks."""
+    """Returns the rows of a block in the first stage, for the fewest stages; in later stages a block has LONGEST."""
     in_later_stages = LONGEST
     while in_later_stages * LONGEST < length:
         in_later_stages *= LONGEST

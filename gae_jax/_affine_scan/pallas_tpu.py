@@ -21,12 +21,12 @@ from gae_jax._affine_scan.versions import KERNELS_ON_EXPLICIT_AXES, VARYING, res
 
 MOST_LANES = 2048  # in a block: with fewer, the loop costs more than its work; with more, registers run out
 FEWEST_LANES = 16  # a vector has 128 lanes: a narrower batch leaves most of them empty
-VMEM = 8 * 2**20  # bytes for the blocks in flight: half the memory of the smaller chips
-BYTES = 2 * 4  # of an element: it has 32 bits, and two blocks of every array are in flight
+VMEM_BYTES = 8 * 2**20  # bytes for the blocks in flight: half the memory of the smaller chips
+ELEMENT_BYTES = 2 * 4  # of an element: it has 32 bits, and two blocks of every array are in flight
 SUBLANES = 8  # rows in a tile
 
 
-def why_not(init: Array, xs: Any, shared: Any) -> str | None:
+def obstacle_to_kernel(init: Array, xs: Any, shared: Any) -> str | None:
     """Says what keeps the kernel from running on these arrays, if anything does."""
     mesh = jax.typeof(init).sharding.mesh
     if auto := [axis for axis in mesh.auto_axes if mesh.shape[axis] > 1]:
@@ -54,7 +54,7 @@ def is_narrow(init: Array) -> bool:
 def pallas_tpu(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step row by row in one kernel."""
     shared = jax.tree.map(lambda x: jnp.broadcast_to(x, init.shape), shared)
-    kernel = functools.partial(_flat, step, reverse=reverse)
+    kernel = functools.partial(_on_lanes, step, reverse=reverse)
     if jax.typeof(init).sharding.mesh.explicit_axes:
         kernel = _on_every_device(kernel, init, xs, shared)
     return kernel(init, xs, shared)
@@ -70,23 +70,25 @@ def _on_every_device(kernel: Scan, init: Array, xs: Any, shared: Any) -> Scan:
     return lambda *operands: split(*jax.tree.map(reshard, operands, shardings))
 
 
-def _flat(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
+def _on_lanes(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the kernel on arrays `[T, lanes]`, with flags as integers, and gives the results the shape of the batch."""
     is_flag = jax.tree.map(lambda x: x.dtype == jnp.bool_, (xs, shared))
 
     def step_on_lanes(h: Array, row: Any, shared: Any) -> tuple[Array, Any]:
         return step(h, *jax.tree.map(lambda x, flag: x != 0 if flag else x, (row, shared), is_flag))
 
-    def lanes(x: Array, length: int = 1) -> Array:
+    def in_lanes(x: Array, length: int = 1) -> Array:
         return (x.astype(jnp.int32) if x.dtype == jnp.bool_ else x).reshape(length, -1)
 
     length = jax.tree.leaves(xs)[0].shape[0]
-    rows = jax.tree.map(lambda x: lanes(x, length), xs)
-    last, ys = _kernel(step_on_lanes, lanes(init), rows, is_flag[0], jax.tree.map(lanes, shared), reverse=reverse)
+    rows = jax.tree.map(lambda x: in_lanes(x, length), xs)
+    last, ys = _call_kernel(
+        step_on_lanes, in_lanes(init), rows, is_flag[0], jax.tree.map(in_lanes, shared), reverse=reverse
+    )
     return last.reshape(init.shape), jax.tree.map(lambda y: y.reshape(length, *init.shape), ys)
 
 
-def _kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
+def _call_kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Returns the last carry `[1, lanes]`, and the outputs `[T, lanes]`."""
     length, lanes = jax.tree.leaves(rows)[0].shape
     _, y = jax.eval_shape(step, init, jax.tree.map(lambda x: x[:1], rows), shared)
@@ -94,10 +96,10 @@ def _kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, *, re
     last = jax.ShapeDtypeStruct((1, lanes), init.dtype, **varying)
     outputs = last, jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, lanes), x.dtype, **varying), y)
     inputs = init, rows, shared
-    flags = sum(jax.tree.leaves(is_flag))
-    row_bytes = BYTES * (len(jax.tree.leaves((inputs, outputs))) + flags)
-    lanes_in_block = min(lanes, MOST_LANES, VMEM // (row_bytes * SUBLANES * 128) * 128)
-    rows_in_block = min(length, VMEM // (row_bytes * pl.cdiv(lanes_in_block, 128) * 128) // SUBLANES * SUBLANES)
+    flag_count = sum(jax.tree.leaves(is_flag))
+    row_bytes = ELEMENT_BYTES * (len(jax.tree.leaves((inputs, outputs))) + flag_count)
+    lanes_in_block = min(lanes, MOST_LANES, VMEM_BYTES // (row_bytes * SUBLANES * 128) * 128)
+    rows_in_block = min(length, VMEM_BYTES // (row_bytes * pl.cdiv(lanes_in_block, 128) * 128) // SUBLANES * SUBLANES)
     grid = pl.cdiv(lanes, lanes_in_block), pl.cdiv(length, rows_in_block)
 
     def block_of_time(j: Any) -> Any:
@@ -108,7 +110,7 @@ def _kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, *, re
             return pl.BlockSpec((1, lanes_in_block), lambda i, j: (0, i))
         return pl.BlockSpec((rows_in_block, lanes_in_block), lambda i, j: (block_of_time(j), i))
 
-    def kernel(init: Any, rows: Any, shared: Any, last: Any, ys: Any, carry: Any, flags: Any) -> None:
+    def kernel(init: Any, rows: Any, shared: Any, last: Any, ys: Any, carry: Any, flag_copies: Any) -> None:
         @pl.when(pl.program_id(1) == 0)
         def _() -> None:
             carry[...] = init[...]
@@ -121,7 +123,7 @@ def _kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, *, re
 
         # allow_input_fusion: the compiler converts flags to int32 as it reads a block, so memory holds no int32 array.
         # Such a block can only be read whole, not row by row: copy it into scratch memory, and read the copy by rows.
-        rows = jax.tree.map(copied, rows, flags, is_leaf=lambda x: x is None)
+        rows = jax.tree.map(copied, rows, flag_copies, is_leaf=lambda x: x is None)
         shared_values = jax.tree.map(lambda ref: ref[...], shared)
         local_rows = jnp.minimum(rows_in_block, length - block_of_time(pl.program_id(1)) * rows_in_block)
 

@@ -2,7 +2,7 @@
 
 A shard is affine in the carry that enters it, as each of its rows is. So each device composes its shard into one affine
 map, all-gathers the D maps, an a and a b of shape `[*B]` each, and scans them, which gives the carry that enters its
-shard. Then the device scans its shard.
+shard. Then the device scans its shard. In all, a device scans its shard three times: for a, for b and for the outputs.
 """
 
 import functools

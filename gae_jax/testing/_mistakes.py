@@ -1,6 +1,6 @@
 """Small rollouts, their advantages by a loop in float64 NumPy, and the mistakes: wrong answers of the same loop.
 
-A function makes the mistake whose answer it gives.
+A function that gives the answer of a mistake has made this mistake.
 """
 
 from collections.abc import Callable, Mapping

@@ -214,7 +214,7 @@ def kernel_matches_lax_scan(lib, length=12, lanes=130):
     init, xs, shared = problem(4, length, (lanes,))
     for reverse in (False, True):
         with (
-            mock.patch.dict(kernel.__globals__, VMEM=8 * 128 * 100),
+            mock.patch.dict(kernel.__globals__, VMEM_BYTES=8 * 128 * 100),
             pltpu.force_tpu_interpret_mode(two_cores_with_race_detection()),
             contextlib.redirect_stdout(io.StringIO()) as printed,
         ):
