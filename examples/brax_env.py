@@ -10,7 +10,7 @@ from typing import Any, Literal
 from command_line import require
 from jax import Array
 
-require("examples", "brax", "flax", "matplotlib", "optax", "orbax", "PIL", "rich", "tyro")
+require("examples", "brax", "flax", "matplotlib", "optax", "orbax", "rich", "tyro")
 
 Backend = Literal["spring", "generalized", "positional", "mjx"]
 Environment = Literal[  # all of Brax's except swimmer, which fails with current versions of JAX

@@ -60,14 +60,14 @@ def draw_episode(directory: pathlib.Path, title: str, robot: Any, film: Film) ->
     axes.set(ylim=(low - 0.1 * reach, low + 0.68 * reach), yticks=[])
     axes.grid(axis="x")
     axes.xaxis.set_major_formatter("{x:g} m")
-    robots = axes.add_collection(LineCollection([], capstyle="round"))
+    robots: Any = axes.add_collection(LineCollection([], capstyle="round"))
 
     def frame(t: int) -> None:
         axes.set_xlim(root[t, 0] - reach, root[t, 0] + reach)
         far_first = np.argsort(-across[t].mean(axis=-1))
         widths = 2 * radii[far_first] * 6 * 72 / (2 * reach)  # points: 6 inches are 2 × reach
-        robots.set_segments([*shadows[t], *np.repeat(lines[t, far_first], 2, axis=0)])  # each with a black outline
-        robots.set_linewidth([*widths, *np.outer(widths, (1, 0.75)).ravel()])
+        robots.set_segments([*shadows[t, far_first], *np.repeat(lines[t, far_first], 2, axis=0)])
+        robots.set_linewidth([*widths, *np.stack([widths, 0.9 * widths - 1], axis=1).ravel()])  # black is the outline
         pairs = [("black", colors[body]) for body in far_first]
         robots.set_color(["darkgray"] * len(pairs) + [color for pair in pairs for color in pair])
         axes.set_title(f"{title}: {steps[t] * dt:.1f} s, return {film.returns[steps[t]]:,.0f}", loc="left")
@@ -85,8 +85,8 @@ def _bodies(system: Any, position: np.ndarray, rotation: np.ndarray) -> tuple[np
     for kind, link, offset, turn, size in zip(*map(np.asarray, fields), strict=True):
         if kind not in (SPHERE, CAPSULE, ELLIPSOID, CYLINDER, BOX):
             continue
-        axis = np.argmax(size) if kind == BOX else 2
-        half = {SPHERE: 0.001, BOX: size[axis]}.get(kind, size[1]) * np.eye(3)[axis]
+        axis = {SPHERE: 0, BOX: np.argmax(size)}.get(kind, 2)
+        half = {SPHERE: 0.01, BOX: size[axis]}.get(kind, size[1]) * np.eye(3)[axis]  # Matplotlib draws no point
         ends, joints = offset + _rotate(turn, np.stack([-half, half])), 0
         if link:  # otherwise bolted to the world
             ends = position[:, link - 1, None] + _rotate(rotation[:, link - 1, None], ends)

@@ -88,11 +88,11 @@ def read_options(
     """Returns the options, and the checkpoint of the run that is resumed or played, whose options are the defaults."""
 
     def read(config: Any) -> tuple[Any, Run]:
-        off = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-        fields: Any = [("options", config_type), ("run", Run)]
+        how = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+        fields: Any = [("training", config_type), ("run", Run)]
         both: Any = dataclasses.make_dataclass("Options", fields)
-        read = tyro.cli(both, description=description, args=arguments, default=both(config, Run()), config=off)
-        return read.options, read.run
+        options = tyro.cli(both, description=description, args=arguments, default=both(config, Run()), config=how)
+        return options.training, options.run
 
     config, run = read(config_type())
     config = with_devices(config)
@@ -173,7 +173,7 @@ class Display(Progress):
 
     def note(self, text: str) -> None:
         """Shows what happens now."""
-        self.update(self.line, description=text)
+        self.update(self.line, description=text, refresh=True)
         if self.disable:
             console.print(text)
 
@@ -216,7 +216,8 @@ def train_or_play(config: Any, run: Run, directory: pathlib.Path, checkpoint: An
     """Evaluates, trains, evaluates again, and writes the results; or only evaluates and draws."""
     key = jax.random.PRNGKey(config.seed)  # Brax takes no key of the new kind
     key, env_key, eval_key = np.asarray(jax.random.split(key, 3))
-    state, rows, before = None, [], np.zeros(0)
+    state: Any = None
+    rows, before = [], np.zeros(0)
     if checkpoint:
         state, rows = checkpoints.fill(programs.state, checkpoint.arrays), checkpoint.rows
         state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, programs.state))

@@ -4,7 +4,6 @@ import functools
 import math
 import operator
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import chex
@@ -16,7 +15,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 Shape = tuple[int, ...]
-NO_GUESS: Mapping[Shape, str] = MappingProxyType({})
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def check_is_array(name: str, x: Any, *, flags: bool = False) -> None:
@@ -31,17 +30,18 @@ def check_is_array(name: str, x: Any, *, flags: bool = False) -> None:
     if not dtype.isnative:
         native = dtype.newbyteorder("=")
         raise TypeError(f"`{name}` must be in native byte order; got dtype {dtype.str}. Convert it to {native}.")
-    if not isinstance(x, Array) and jnp.issubdtype(dtype, jnp.integer):
-        narrow = jax.dtypes.canonicalize_dtype(dtype)
-        if (narrow != dtype or isinstance(x, int)) and not _lie_in(x, np.iinfo(narrow).min, np.iinfo(narrow).max):
+    if dtype.kind in "iu" and not isinstance(x, Array):
+        held = np.iinfo(jax.dtypes.canonicalize_dtype(dtype))
+        is_wide = held.dtype != dtype or isinstance(x, int)
+        if is_wide and np.size(x) and not (held.min <= np.min(x) and np.max(x) <= held.max):
             raise ValueError(
-                f"`{name}` holds integers that {narrow} cannot hold, and JAX reads them as {narrow}; "
+                f"`{name}` holds integers that {held.dtype} cannot hold, and JAX reads them as {held.dtype}; "
                 "convert them to floating point"
             )
 
 
 def _is_array(x: Any) -> bool:
-    return isinstance(x, (Array, np.ndarray, np.generic, int, float)) and not isinstance(x, np.ma.MaskedArray)
+    return isinstance(x, (int, float, np.ndarray, np.generic, Array)) and not isinstance(x, np.ma.MaskedArray)
 
 
 def _dtype(x: Any) -> Any:
@@ -55,10 +55,6 @@ def _how_to_convert(x: Any) -> str:
         return ". Convert it with jnp.from_dlpack."
     is_convertible = type(x) in (list, tuple) or hasattr(x, "__array__") or hasattr(x, "__jax_array__")
     return ". Convert it with jnp.asarray." if is_convertible else ""
-
-
-def _lie_in(x: Any, low: int, high: int) -> bool:
-    return np.size(x) == 0 or (low <= np.min(x) and np.max(x) <= high)
 
 
 @functools.cache
@@ -77,31 +73,31 @@ def promoted(*arrays_or_dtypes: Any) -> Any:
         return jnp.result_type(*(floating or [float]))
 
 
-def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, guesses: Mapping[Shape, str] = NO_GUESS) -> None:
+def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, guesses: Mapping[Shape, str] | None = None) -> None:
     """Raises a ValueError unless `x` has the wanted shape; `guesses` says what some wrong shapes are likely to be."""
     try:
         chex.assert_shape(x, want)
     except AssertionError:
-        got = np.shape(x)
-        known = {**guesses, want: ""}
+        got, known = np.shape(x), {**(guesses or {}), want: ""}
         guess = known.get(got, "")
-        for i, size in enumerate(got):
-            without = got[:i] + got[i + 1 :]
-            if size == 1 and without in known:
+        for without in (got[:i] + got[i + 1 :] for i, size in enumerate(got) if size == 1):
+            if without in known:
                 guess = f"Drop its axis of length 1. {known[without]}"
         raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {got}. {guess}".rstrip()) from None
 
 
-def as_number(name: str, x: Any) -> float | Array:
-    """Returns `x` as a Python number if it is one real number, and as it is if only a run knows it."""
+def as_number(name: str, x: Any, least: float = 0.0) -> float | Array:
+    """Returns `x`, one number of at least `least`, as a Python number, or as it is if only a run knows it."""
     if not _is_array(x) or not is_real(_dtype(x)):
         raise TypeError(f"`{name}` must be a number; got {x!r}")
     if np.ndim(x) != 0:
         raise ValueError(f"`{name}` must be one number; got shape {np.shape(x)}")
     if isinstance(x, Tracer):
         return x
-    if abs(x) > float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).max):  # JAX would warn of an overflow
-        return math.inf if x > 0 else -math.inf
+    if not x >= least:
+        raise ValueError(f"`{name}` must be at least {least:.2g}; got {x}")
+    if x > LARGEST and jax.dtypes.canonicalize_dtype(float) == np.float32:  # JAX would warn of an overflow
+        return math.inf
     return float(x)
 
 
@@ -119,16 +115,20 @@ def as_integer(name: str, x: Any) -> int:
 
 
 def check_is_name(name: str, x: Any) -> None:
-    """Raises unless `x` is a string or None."""
-    if not (x is None or isinstance(x, str)):
+    """Raises unless `x` is a string."""
+    if not isinstance(x, str):
         raise TypeError(f"`{name}` must be a string; got {x!r}")
 
 
-def check_is_mapped(axis_name: str | tuple[str, ...]) -> None:
-    """Raises unless a `jax.shard_map` around this call maps over the axes."""
-    try:
-        lax.axis_size(axis_name)
-    except NameError:
-        raise ValueError(
-            f"`axis_name` must name mesh axes of a jax.shard_map around this call; got {axis_name!r}"
-        ) from None
+def check_axis_names(*names: Any) -> None:
+    """Raises unless these are names of mesh axes that a `jax.shard_map` around this call maps over."""
+    for name in names:
+        check_is_name("axis_name", name)
+        try:
+            lax.axis_size(name)
+        except NameError:
+            raise ValueError(
+                f"`axis_name` must name mesh axes of a jax.shard_map around this call; got {name!r}"
+            ) from None
+    if len(set(names)) < len(names):
+        raise ValueError(f"`axis_name` must not repeat a name; got {names!r}")

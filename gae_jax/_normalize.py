@@ -1,7 +1,6 @@
 """Standardizes advantages over all unmasked entries, optionally across devices."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._arguments import as_number, check_is_array, check_is_mapped, check_shape, promoted
+from gae_jax._arguments import as_number, check_axis_names, check_is_array, check_shape, promoted
 
 AxisNames = str | tuple[str, ...]
 
@@ -61,8 +60,8 @@ def normalize(
         check_is_array("mask", mask, flags=True)
         check_shape("mask", mask, np.shape(advantages), "the shape of `advantages`")
     if axis_name is not None:
-        _check_axis_name(axis_name)
-    epsilon, ddof = _at_least_0("epsilon", epsilon), _at_least_0("ddof", ddof)
+        check_axis_names(*(axis_name if isinstance(axis_name, tuple) else (axis_name,)))
+    epsilon, ddof = as_number("epsilon", epsilon), as_number("ddof", ddof)
     return _normalize(advantages, mask, epsilon, ddof, axis_name=axis_name)
 
 
@@ -99,19 +98,3 @@ def _normalize(
     x = x / unit
     variance = jnp.where(all_equal, 1, total(x * x) / freedom)
     return (x / (jnp.sqrt(variance) + epsilon / unit)).astype(dtype)
-
-
-def _at_least_0(name: str, x: Any) -> float | Array:
-    number = as_number(name, x)
-    if not isinstance(number, Array) and not number >= 0:
-        raise ValueError(f"`{name}` must be at least 0; got {x}")
-    return number
-
-
-def _check_axis_name(axis_name: Any) -> None:
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"`axis_name` must be a name or a tuple of names; got {axis_name!r}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"`axis_name` must not repeat a name; got {axis_name!r}")
-    check_is_mapped(axis_name)

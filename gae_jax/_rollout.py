@@ -9,7 +9,6 @@ Every error names the argument, and shows what was wanted, what was got and, whe
   nothing for these checks.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,15 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gae_jax._arguments import (
-    Shape,
-    as_integer,
-    check_is_array,
-    check_is_mapped,
-    check_is_name,
-    check_shape,
-    promoted,
-)
+from gae_jax._arguments import as_integer, check_axis_names, check_is_array, check_is_name, check_shape, promoted
 
 
 class Rollout(NamedTuple):
@@ -58,12 +49,7 @@ def check_before_jit(
     axis_name: str | None = None,
     implementation: str | None = None,
 ) -> int:
-    """Raises for what is wrong before jit, and returns `time_axis` counted from the front: one program for 1 and -1.
-
-    Raises:
-      TypeError: an argument is not an array of real numbers, or not an array of flags, or not a name.
-      ValueError: gamma or lambda_ is a number outside its range, an axis does not exist, or an argument is missing.
-    """
+    """Raises for what is wrong before jit, and returns `time_axis` counted from the front: one program for 1 and -1."""
     for name, x in rollout._asdict().items():
         if x is not None or name in (*REQUIRED, *also_required):
             check_is_array(name, x, flags=name in FLAGS)
@@ -73,10 +59,10 @@ def check_before_jit(
             raise ValueError(f"`{name}` must lie in [{low}, {high}]; got {x}")
     if rollout.final_values is not None and rollout.truncated is None:
         raise ValueError("`final_values` is read only where `truncated` is set: pass `truncated`, too")
-    check_is_name("implementation", implementation)
-    check_is_name("axis_name", axis_name)
+    if implementation is not None:
+        check_is_name("implementation", implementation)
     if axis_name is not None:
-        check_is_mapped(axis_name)
+        check_axis_names(axis_name)
     rows, axis = np.shape(rollout.rewards), as_integer("time_axis", time_axis)
     if not rows:
         raise ValueError("`rewards` must have an axis of time, shape [T, *B]; got a scalar, shape ()")
@@ -102,8 +88,11 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     _assert_shapes(rollout, axis)
     # Neither flags nor gamma and lambda_ decide the dtype of the results.
     dtype = promoted(*jax.tree.leaves([getattr(rollout, name) for name in NUMBERS]))
-    rollout = _with_time_first(_widened(rollout, dtype), axis)
-    return rollout, functools.partial(_to_caller_layout, time_axis=axis, dtype=dtype)
+
+    def to_caller_layout(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, axis).astype(dtype)
+
+    return _with_time_first(_widened(rollout, dtype), axis), to_caller_layout
 
 
 def _widened(rollout: Rollout, dtype: Any) -> Rollout:
@@ -124,10 +113,6 @@ def _with_time_first(rollout: Rollout, axis: int) -> Rollout:
     if last_value is None:
         last_value = rows.values[-1]
     return rows._replace(values=rows.values[: rows.rewards.shape[0]], bootstrap_value=last_value)
-
-
-def _to_caller_layout(x: Array, *, time_axis: int, dtype: Any) -> Array:
-    return jnp.moveaxis(x, 0, time_axis).astype(dtype)
 
 
 def _assert_shapes(rollout: Rollout, axis: int) -> None:
@@ -152,22 +137,19 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
         check_shape("values", rollout.values, rows, "the shape of `rewards` beside `bootstrap_value`", guesses)
         check_shape("bootstrap_value", rollout.bootstrap_value, batch, "the shape of `rewards` without time")
     for name in PARAMETERS:
-        _assert_broadcastable(name, getattr(rollout, name), rows)
+        got = getattr(rollout, name).shape
+        try:
+            chex.assert_is_broadcastable(got, rows)
+        except AssertionError:
+            raise ValueError(
+                f"`{name}` must broadcast to the shape of `rewards`, {rows}; got {got}. Shapes align from the last "
+                "axis: where arrays are [T, N], one per worker is [N] and one per step is [T, 1]."
+            ) from None
 
 
-def _to_share(want: Shape, axis: int) -> dict[Shape, str]:
+def _to_share(want: tuple[int, ...], axis: int) -> dict[tuple[int, ...], str]:
     """Returns guesses for arrays that lack the last axes: flags `[T, N]` of a team beside rewards `[T, N, A]`."""
     return {
         want[:k]: f"If the last axes share it, pass jnp.broadcast_to(x[...{', None' * (len(want) - k)}], {want})."
         for k in range(axis + 1, len(want))
     }
-
-
-def _assert_broadcastable(name: str, x: Array, rows: Shape) -> None:
-    try:
-        chex.assert_is_broadcastable(x.shape, rows)
-    except AssertionError:
-        raise ValueError(
-            f"`{name}` must broadcast to the shape of `rewards`, {rows}; got {x.shape}. Shapes align from the "
-            f"last axis: where arrays are [T, N], one per worker is [N] and one per step is [T, 1]."
-        ) from None

@@ -11,12 +11,10 @@ an episode is what it is there.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
 from gae_jax._arguments import as_number
@@ -102,24 +100,18 @@ def vtrace(
         lambda_=lambda_,
     )
     axis = check_before_jit(rollout, time_axis, "log_rhos", implementation=implementation)
-    clips = Clips(_as_clip("clip_rho", clip_rho), _as_clip("clip_c", clip_c), _as_clip("clip_pg_rho", clip_pg_rho))
-    clips_equal = not any(isinstance(x, Array) for x in clips[:2]) and clips.clip_rho == clips.clip_c
-    return _vtrace(rollout, clips, clips_equal=clips_equal, time_axis=axis, implementation=implementation)
-
-
-class Clips(NamedTuple):
-    """Upper bounds on the importance ratios."""
-
-    clip_rho: ArrayLike
-    clip_c: ArrayLike
-    clip_pg_rho: ArrayLike
+    clips = {"clip_rho": clip_rho, "clip_c": clip_c, "clip_pg_rho": clip_pg_rho}
+    least = float(np.finfo(np.float32).tiny)  # a clip is positive, and float32 holds its logarithm
+    rho, c, pg_rho = (as_number(name, x, least) for name, x in clips.items())
+    clips_equal = isinstance(rho, float) and isinstance(c, float) and rho == c
+    return _vtrace(rollout, (rho, c, pg_rho), clips_equal=clips_equal, time_axis=axis, implementation=implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("clips_equal", "time_axis", "implementation"))
 def _vtrace(
-    rollout: Rollout, clips: Clips, *, clips_equal: bool, time_axis: int, implementation: str | None
+    rollout: Rollout, clips: tuple[ArrayLike, ...], *, clips_equal: bool, time_axis: int, implementation: str | None
 ) -> GAEOutput:
-    """With `clips_equal`, clip_rho and clip_c are known to be one number, and c_t / ρ_t is λ_t."""
+    """With `clips_equal`, the first two clips, of ρ and c, are known to be one number, and c_t / ρ_t is λ_t."""
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
     unmasked = functools.partial(zero_where_masked, rollout.mask)
     scan = functools.partial(advantages_of, implementation=implementation)
@@ -139,11 +131,3 @@ def _vtrace(
         h = value + lambda_before * (targets - value)
         advantages = scan(rollout._replace(values=h), jnp.zeros_like(lambda_before[:1])) + unmasked(h - value)
     return GAEOutput(to_caller_layout(pg_rho * advantages), to_caller_layout(targets))
-
-
-def _as_clip(name: str, x: ArrayLike) -> float | Array:
-    """Returns a clip as a number whose logarithm float32 can hold, or as it is where only a run knows it."""
-    clip, least = as_number(name, x), np.finfo(np.float32).tiny
-    if not isinstance(clip, Array) and not clip >= least:
-        raise ValueError(f"`{name}` must be positive, at least {least:.1e}; got {x}")
-    return clip

@@ -257,9 +257,9 @@ REFUSED = [
     ({"ddof": None}, TypeError, "`ddof` must be a number; got None"),
     ({"ddof": True}, TypeError, "`ddof` must be a number; got True"),
     ({"axis_name": "x"}, ValueError, r"`axis_name` must name mesh axes of a jax\.shard_map around this call; got 'x'"),
-    ({"axis_name": ("x", "y")}, ValueError, r"`axis_name` must name mesh axes.*; got \('x', 'y'\)"),
-    ({"axis_name": ["x"]}, TypeError, r"`axis_name` must be a name or a tuple of names; got \['x'\]"),
-    ({"axis_name": 0}, TypeError, "`axis_name` must be a name or a tuple of names; got 0"),
+    ({"axis_name": ("x", "y")}, ValueError, "`axis_name` must name mesh axes.*; got 'x'"),
+    ({"axis_name": ["x"]}, TypeError, r"`axis_name` must be a string; got \['x'\]"),
+    ({"axis_name": 0}, TypeError, "`axis_name` must be a string; got 0"),
 ]
 
 

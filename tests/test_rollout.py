@@ -219,9 +219,9 @@ def test_floats_promote_and_integers_do_not_take_part():
 
 def test_random_calls():
     """A few; `python tests/conformance.py --random 600` makes many. A planted mistake is found."""
-    assert random_calls.run(gae_jax, np.inf, most=12)[1] < 20
+    assert random_calls.run(gae_jax, np.inf, most=4, of_a_kind=1, seed=6)[1] < 20
     wrong = types.SimpleNamespace(**vars(gae_jax) | {"gae": lambda *x, gamma, **y: gae(*x, gamma=abs(gamma), **y)})
-    assert random_calls.run(wrong, np.inf, most=12)[1] > 1e4
+    assert random_calls.run(wrong, np.inf, most=4, of_a_kind=1, seed=6)[1] > 1e4
 
 
 def estimated(estimator, arguments):

@@ -20,7 +20,8 @@ Config: Any = pytest.importorskip("brax_ppo").Config
 
 pytestmark = pytest.mark.examples
 CONFIG = dataclasses.asdict(Config())
-TREE = {"params": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "iteration": np.array(3, np.int32)}
+KERNEL = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)  # a smaller one has no file of its own
+TREE = {"params": {"kernel": KERNEL}, "iteration": np.array(3, np.int32)}
 
 
 def save(directory, config=CONFIG, **changes):

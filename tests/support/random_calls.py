@@ -12,14 +12,16 @@ from support.rollouts import FLAGS, PARAMETERS, Rollout, random_rollout
 
 ESTIMATORS = ("gae", "gae", "vtrace", "n_step_advantages")
 FLOATS = (np.float32, jnp.bfloat16, jnp.float16)
-CALLS = 8  # of each kind: a compiled program serves them all
 
 
-def run(lib, seconds, most=10**9, seed=0):
-    """Makes random calls, and returns their number and the largest error: relative, in units of the dtype's epsilon."""
+def run(lib, seconds, most=10**9, of_a_kind=8, seed=0):
+    """Makes random calls, and returns their number and the largest error: relative, in units of the dtype's epsilon.
+
+    One compiled program serves the calls of a kind.
+    """
     stop, worst, count = time.monotonic() + seconds, 0.0, 0
     while time.monotonic() < stop and count < most:
-        kind, contents = np.random.default_rng((seed, count // CALLS)), np.random.default_rng((seed, count))
+        kind, contents = np.random.default_rng((seed, count // of_a_kind)), np.random.default_rng((seed, count, 1))
         worst = max(worst, error_of(lib, kind, contents))
         count += 1
     return count, worst
@@ -81,7 +83,7 @@ def some_rollout(rng, contents):
         return rollout
     if np.ndim(rollout.gamma) == 0:
         return rollout.replace(gamma=-rollout.gamma)
-    return rollout.replace(gamma=rollout.gamma * contents.choice(np.float32([1, -1]), rollout.gamma.shape))
+    return rollout.replace(gamma=rollout.gamma * contents.choice(np.array([1, -1], np.float32), rollout.gamma.shape))
 
 
 def typed(rng, rollout):
