@@ -113,7 +113,8 @@ TEMPLATES = {  # on top of pdoc's
         main img { max-width: 100% }
         main table { display: block; overflow-x: auto; margin-bottom: 1rem }
         main :is(td, th) { border: 1px solid var(--accent2); padding: .3rem .6rem }
-        td:has(code) { min-width: 13.5rem; overflow-wrap: anywhere }""",
+        main td:has(code) { min-width: 13.5rem }
+        main td code { overflow-wrap: anywhere }""",
 }
 
 
