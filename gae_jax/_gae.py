@@ -17,8 +17,10 @@ from gae_jax._rollout import Rollout, canonical, check_before_jit
 class GAEOutput(NamedTuple):
     """The result of `gae` and `vtrace`: two arrays in the shape of `rewards`."""
 
-    advantages: Array  # A_t, the weights of the policy gradient
-    targets: Array  # the regression targets of the critic; for `gae`, the λ-returns A_t + V(s_t)
+    advantages: Array
+    """A_t, the weights of the policy gradient."""
+    targets: Array
+    """The regression targets of the critic; for `gae`, the λ-returns A_t + V(s_t)."""
 
 
 jax.export.register_namedtuple_serialization(GAEOutput, serialized_name="gae_jax.GAEOutput")

@@ -214,7 +214,14 @@ def in_place(rewards, values, terminated, bootstrap_value, gamma, lambda_):
 def test_names_the_arguments_that_the_function_does_not_take():
     def without_ends(rewards, values, bootstrap_value, gamma, lambda_, done=None):
         ends = np.zeros(rewards.shape, bool)
-        return gae(rewards, values, ends, gamma=gamma, lambda_=lambda_, bootstrap_value=bootstrap_value).advantages
+        return right(
+            rewards=rewards,
+            values=values,
+            terminated=ends,
+            gamma=gamma,
+            lambda_=lambda_,
+            bootstrap_value=bootstrap_value,
+        )
 
     report = check_gae(without_ends)
     assert [verdict.case for verdict in report.verdicts] == ["one piece of an episode"]
