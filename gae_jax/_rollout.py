@@ -124,11 +124,8 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
 
     swapped = "Time and batch look swapped: all arrays are [T, *B], or with time_axis=1 all are [N, T]."
     shorter = (*rows[:axis], rows[axis] - 1, *rows[axis + 1 :])
-    guesses = {
-        longer: "It has a row too many: there is one row per transition.",
-        shorter: "Or `rewards` has a row too many: there is one row per transition.",
-        rows[::-1]: swapped,
-    }
+    too_many = "a row too many: there is one row per transition."
+    guesses = {longer: f"It has {too_many}", shorter: f"Or `rewards` has {too_many}", rows[::-1]: swapped}
     guesses |= _guesses_for_missing_axes(rows, axis)
     for name in ("terminated", "truncated", "final_values", "mask", "log_rhos"):
         if getattr(rollout, name) is not None:

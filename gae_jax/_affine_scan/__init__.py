@@ -86,7 +86,7 @@ def scan_rows(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -
 
 
 def with_derivative_of(loop: Scan, scan: Scan) -> Scan:
-    """Returns `scan`, whose results are those of `loop`, with the derivative of `loop`."""
+    """Returns `scan` with the derivative of `loop`, which computes the same results."""
     scan = jax.custom_jvp(scan)
 
     def jvp(primals: Any, tangents: Any) -> Any:
