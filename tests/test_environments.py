@@ -150,6 +150,7 @@ def test_old_gymnax():
     check(OLD_GYMNAX, recording, {"GymnaxWrapper": GymnaxWrapper}, naive=truncation_as_termination)
 
 
+@pytest.mark.examples
 def test_old_gymnax_itself():
     gymnax = pytest.importorskip("gymnax")
     if not importlib.metadata.version("gymnax").startswith("0."):
