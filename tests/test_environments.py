@@ -262,6 +262,21 @@ def test_recurrent_critic():
         assert np.abs(wrong - want).max() > 0.01 * np.abs(want).max()
 
 
+def test_recurrent_critic_with_a_pair_as_its_hidden_state():
+    (recording,) = record(gymnasium_rows, "DISABLED")
+    names = recurrent_names(recording)
+    pair = "jax.tree.map(lambda x: x[:-1], hiddens)"
+    assert f"write `{pair}` for `hiddens[:-1]`" in pages.read(PAGE)
+
+    def critic(hidden, obs, reset):
+        hidden, value = recurrent_critic(hidden[0], obs, reset)
+        return (hidden, -hidden), value
+
+    names |= {"final_obs": names["next_obs"], "critic": critic, "hidden": (names["hidden"], names["hidden"])}
+    result = pages.run(pages.recipes(PAGE)[RECURRENT].replace("hiddens[:-1]", pair), names)
+    assert_close([result["advantages"]], [advantages_of(recording, values_of=recurrent_values)])
+
+
 def test_recurrent_critic_in_next_step():
     """Where `resets[1:]` is `~mask`, as the page says, and not where it is the flags of the step before."""
     (recording,) = record(gymnasium_rows, "NEXT_STEP")
