@@ -96,7 +96,7 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     turns = gae(
         turn_rewards, values, ended, mask=first, gamma=gamma, lambda_=lambda_, bootstrap_value=last_values, time_axis=1
     )
-    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
+    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # where the turn began
     turn_advantages = jnp.where(mask, jnp.take_along_axis(turns.advantages, start, axis=1), 0)
 
     _, critic_targets = gae(

@@ -16,9 +16,8 @@ import re
 import sys
 import warnings
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -339,7 +338,7 @@ def test_dropped_rows_are_no_samples():
     terminated = np.zeros(rewards.shape, bool)
     truncated = np.broadcast_to(np.arange(1, steps + 1)[:, None] % limit == 0, rewards.shape)
     advantages, _ = gae_jax.gae(
-        rewards, 0 * rewards, terminated, truncated, **PARAMETERS, bootstrap_value=0 * rewards[0]
+        rewards, 0 * rewards, terminated, truncated, gamma=0.99, lambda_=0.95, bootstrap_value=0 * rewards[0]
     )
     text = pages.read(PAGE).replace("\n", " ")
     figures = r"time limit of (\d+) steps, γ = (\S+) and λ = (\S+), the normalized .* dropped rows was (-\d\.\d)"
@@ -748,13 +747,14 @@ class GymnaxWrapper:
         return getattr(self._env, name)
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class OldParams:
+class OldParams(NamedTuple):
     max_steps_in_episode: int
 
+    def replace(self, **changes):
+        return self._replace(**changes)
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class OldState:
+
+class OldState(NamedTuple):
     place: jax.Array
     time: jax.Array
 
