@@ -280,7 +280,7 @@ def test_recurrent_critic_in_next_step():
     """Where `resets[1:]` is `~mask`, as the page says, and not where it is the flags of the step before."""
     (recording,) = record(gymnasium_rows, "NEXT_STEP")
     names, want = recurrent_names(recording), advantages_of(recording, values_of=recurrent_values)
-    mask, ends = recording.live, names["terminated"] | names["truncated"]
+    mask, ends = recording.live, recording.names["terminated"] | recording.names["truncated"]
     assert "if `resets[1:]` is `~mask`" in pages.read(PAGE)
     errors = []
     for flags in ~mask, ends:
@@ -313,7 +313,7 @@ def recurrent_critic(hidden, obs, reset):
 
 def recurrent_values(obs):
     """The same for one episode from its first observation on, in float64."""
-    of_obs, of_hidden, of_value = (np.float64(x) for x in recurrent_weights())
+    of_obs, of_hidden, of_value = (np.asarray(x, np.float64) for x in recurrent_weights())
     hidden, values = np.zeros(8), []
     for x in obs:
         hidden = np.tanh(np.float64(x) @ of_obs + hidden @ of_hidden)
