@@ -96,7 +96,7 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     turns = gae(
         turn_rewards, values, ended, mask=first, gamma=gamma, lambda_=lambda_, bootstrap_value=last_values, time_axis=1
     )
-    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # its position, at every later token
+    start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # where the turn began
     turn_advantages = jnp.where(mask, jnp.take_along_axis(turns.advantages, start, axis=1), 0)
 
     _, critic_targets = gae(
@@ -106,7 +106,7 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
 
 
 def to_my_steps(x: jax.Array, mask: jax.Array, ends: jax.Array, time_axis: int) -> jax.Array:
-    """Sums x from each unmasked row to the row before the next one, or to the end of the episode."""
+    """Adds x of the masked rows to the last unmasked row before them in the same episode; 0 in masked rows."""
     zeros = jnp.zeros_like(x)
     inside = jnp.roll(jnp.where(mask, 0.0, 1.0), -1, axis=time_axis)  # the next row is masked: γ = 1, else 0
     nothing = zeros.sum(axis=time_axis)

@@ -9,12 +9,14 @@ import ast
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import inspect
 import itertools
 import re
 import sys
 import warnings
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,8 @@ PAGE = "examples/environments.md"
 N = 4
 LIMIT = 12  # steps: short enough for time limits and failures both to be frequent
 PARAMETERS = {"gamma": 0.99, "lambda_": 0.95}
+OLD_GYMNAX = "gymnax below 1.0"
+RECURRENT = "A recurrent critic"
 NEXT_STEP = "gymnasium, `AutoresetMode.NEXT_STEP`, and envpool"
 
 
@@ -81,7 +85,9 @@ def test_envpool_asynchronous(pool_of):
     errors = {mistake: [] for mistake in [("", ""), *mistakes]}
     for rows, episodes in record_pool(AsyncWalks() if pool_of == "walks" else async_envpool(), rollouts=2):
         result = run_in_jit(recipe, rows)
-        want = np.concatenate([truth(x, False) for worker in episodes for x in worker])  # by worker, then by time
+        want = np.concatenate(
+            [truth(x, False, value_fn) for worker in episodes for x in worker]
+        )  # by worker, then by time
         keep, values = result["keep"], value_fn(rows["obs"])[result["rows"]]
         assert_close([result["targets"]], [result["advantages"] + values])
         for mistake, found in errors.items():
@@ -138,6 +144,31 @@ def test_gymnax():
     check("gymnax", recording, naive=calls(final_values=next_values))
 
 
+def test_old_gymnax():
+    (recording,) = record(old_gymnax_rows, OldWalk(), OldParams(max_steps_in_episode=LIMIT))
+    check(OLD_GYMNAX, recording, {"GymnaxWrapper": GymnaxWrapper}, naive=truncation_as_termination)
+
+
+@pytest.mark.examples
+def test_old_gymnax_itself():
+    gymnax = pytest.importorskip("gymnax")
+    if not importlib.metadata.version("gymnax").startswith("0."):
+        pytest.skip("needs gymnax below 1.0")
+    env, params = gymnax.make("CartPole-v1")
+    (recording,) = record(old_gymnax_rows, env, params.replace(max_steps_in_episode=LIMIT))
+    check(OLD_GYMNAX, recording, {"GymnaxWrapper": GymnaxWrapper}, naive=truncation_as_termination)
+
+
+def test_old_gymnax_where_the_limit_and_a_termination_coincide():
+    """Then `done` is True in both calls of `step_env`, and the step is a termination."""
+    env = wrapper_of(OLD_GYMNAX, GymnaxWrapper=GymnaxWrapper, jax=jax, jnp=jnp)(OldWalk())
+    state, params = OldState(place=jnp.array([1.4, 0.0]), time=jnp.array(LIMIT - 1)), OldParams(LIMIT)
+    for action, terminates in (1.0, True), (-1.0, False):
+        *_, done, info = env.step(jax.random.key(0), state, jnp.float32(action), params)
+        assert done
+        assert info["terminated"] == terminates
+
+
 @pytest.mark.examples
 def test_brax():
     """The recording holds the final observations; the recipe does not use them."""
@@ -151,6 +182,28 @@ def test_brax_with_the_final_observation():
     next_values = value_fn(recording.names["obs"][1:])
     names = {"brax": sys.modules["brax"]}
     check("Brax, the final observation kept", recording, names, naive=calls(final_values=next_values))
+
+
+@pytest.mark.examples
+def test_brax_in_purejaxrl():
+    """`info` as the page has it holds the flag; with Brax's own dict there, `LogWrapper` would change the carry."""
+    training = pytest.importorskip("brax.envs.wrappers.training")
+    (line,) = re.findall(r'`(\{"truncation": [^`]*\})` instead', pages.read(PAGE))
+    wrapped = training.AutoResetWrapper(training.EpisodeWrapper(endless_environment(), LIMIT, action_repeat=1))
+
+    def steps(of_info):
+        def step(state, _):
+            next_state = wrapped.step(state, jnp.zeros(1))
+            info = eval(of_info, {"next_state": next_state})
+            info["returned_episode"] = next_state.done > 0.5  # as `LogWrapper` writes
+            return next_state, info
+
+        with standard_promotion():
+            return jax.lax.scan(step, wrapped.reset(jax.random.key(0)), length=3 * LIMIT)[1]
+
+    np.testing.assert_array_equal(np.flatnonzero(steps(line)["truncation"]), LIMIT * np.arange(1, 4) - 1)
+    with pytest.raises(TypeError, match="carry"):
+        steps("next_state.info")
 
 
 def test_playground():
@@ -184,44 +237,142 @@ def test_dm_env():
         assert error > 0.1
 
 
+# A recurrent critic.
+
+
+def test_recurrent_critic():
+    """Each episode by itself, with its final observation; the hidden state and the reset flag may not be others."""
+    (recording,) = record(gymnasium_rows, "DISABLED")
+    names, recipe = recurrent_names(recording), pages.recipes(PAGE)[RECURRENT]
+    names["final_obs"] = names["next_obs"]
+    want = advantages_of(recording, values_of=recurrent_values)
+    result = pages.run(recipe, names)
+    assert_close([result["advantages"]], [want])
+    inside = jax.jit(lambda obs: pages.run(recipe, names | {"obs": obs})["advantages"])(names["obs"])
+    assert_close([inside], [want])
+    mistakes = [
+        ("jnp.zeros_like(resets[1:])", "resets[1:]"),  # the final observation as the first of an episode
+        ("hiddens[:-1]", "hiddens[1:]"),  # the hidden state after the reset
+        ("hiddens[:-1]", "jnp.concatenate([hidden[None], hiddens[:-2]])"),  # of the row before
+    ]
+    for printed, instead in mistakes:
+        assert printed in recipe
+        wrong = pages.run(recipe.replace(printed, instead), names)["advantages"]
+        assert np.abs(wrong - want).max() > 0.01 * np.abs(want).max()
+
+
+def test_recurrent_critic_with_a_pair_as_its_hidden_state():
+    (recording,) = record(gymnasium_rows, "DISABLED")
+    names = recurrent_names(recording)
+    pair = "jax.tree.map(lambda x: x[:-1], hiddens)"
+    assert f"write `{pair}` for `hiddens[:-1]`" in pages.read(PAGE)
+
+    def critic(hidden, obs, reset):
+        hidden, value = recurrent_critic(hidden[0], obs, reset)
+        return (hidden, -hidden), value
+
+    names |= {"final_obs": names["next_obs"], "critic": critic, "hidden": (names["hidden"], names["hidden"])}
+    result = pages.run(pages.recipes(PAGE)[RECURRENT].replace("hiddens[:-1]", pair), names)
+    assert_close([result["advantages"]], [advantages_of(recording, values_of=recurrent_values)])
+
+
+def test_recurrent_critic_in_next_step():
+    """Where `resets[1:]` is `~mask`, as the page says, and not where it is the flags of the step before."""
+    (recording,) = record(gymnasium_rows, "NEXT_STEP")
+    names, want = recurrent_names(recording), advantages_of(recording, values_of=recurrent_values)
+    mask, ends = recording.live, recording.names["terminated"] | recording.names["truncated"]
+    assert "if `resets[1:]` is `~mask`" in pages.read(PAGE)
+    errors = []
+    for flags in ~mask, ends:
+        names["resets"] = np.concatenate([np.ones((1, N), bool), flags])
+        values = pages.run(pages.recipes(PAGE)[RECURRENT].partition("_, final")[0], names)["values"]
+        result = pages.run(pages.recipes(PAGE)[NEXT_STEP], names | {"value_fn": lambda _, values=values: values})
+        errors.append(np.abs(result["advantages"] - want).max() / np.abs(want).max())
+    assert errors[0] < 1e-5
+    assert errors[1] > 0.01
+
+
+def recurrent_names(recording):
+    names = recording.names
+    ends = names["terminated"] | names["truncated"]
+    names |= {"resets": np.concatenate([np.ones((1, N), bool), ends]), "ended": np.zeros(N, bool)}
+    # The hidden state before the rollout is not 0, but reset in the first row.
+    return pages.imports(PAGE) | PARAMETERS | names | {"critic": recurrent_critic, "hidden": jnp.ones((N, 8))}
+
+
+def recurrent_weights():
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=shape).astype(np.float32) for shape in ((4, 8), (8, 8), (8,))]
+
+
+def recurrent_critic(hidden, obs, reset):
+    of_obs, of_hidden, of_value = recurrent_weights()
+    hidden = jnp.tanh(jnp.asarray(obs, jnp.float32) @ of_obs + jnp.where(reset[:, None], 0, hidden) @ of_hidden)
+    return hidden, hidden @ of_value
+
+
+def recurrent_values(obs):
+    """The same for one episode from its first observation on, in float64."""
+    of_obs, of_hidden, of_value = (np.asarray(x, np.float64) for x in recurrent_weights())
+    hidden, values = np.zeros(8), []
+    for x in obs:
+        hidden = np.tanh(np.float64(x) @ of_obs + hidden @ of_hidden)
+        values.append(hidden @ of_value)
+    return np.array(values)
+
+
 # Rows that are no samples.
+
+
+def sample_lines(*, mask):
+    """The lines of the page, the one of the mask if there is a mask."""
+    (first, second, *others) = next(x for x in pages.blocks(PAGE) if x.startswith("keep = ")).splitlines(keepends=True)
+    assert second.startswith("keep &= mask")
+    return "".join([first, second if mask else "", *others])
 
 
 def test_dropped_rows_are_no_samples():
     """The figure of the page: what `normalize` makes of them, and what it gives with the lines that are printed."""
-    lines = next(block for block in pages.blocks(PAGE) if block.startswith("keep = "))
     steps, limit = 256, 20
     rewards = np.random.default_rng(0).normal(1, 1, (steps, 8)).astype(np.float32)
-    terminated, mask = np.zeros(rewards.shape, bool), np.ones(rewards.shape, bool)
+    terminated = np.zeros(rewards.shape, bool)
     truncated = np.broadcast_to(np.arange(1, steps + 1)[:, None] % limit == 0, rewards.shape)
     advantages, _ = gae_jax.gae(
         rewards, 0 * rewards, terminated, truncated, gamma=0.99, lambda_=0.95, bootstrap_value=0 * rewards[0]
     )
-    (figure,) = re.findall(r"dropped rows was (-\d\.\d)", pages.read(PAGE).replace("\n", " "))
+    text = pages.read(PAGE).replace("\n", " ")
+    figures = r"time limit of (\d+) steps, γ = (\S+) and λ = (\S+), the normalized .* dropped rows was (-\d\.\d)"
+    ((*parameters, figure),) = re.findall(figures, text)
+    assert [float(x) for x in parameters] == [limit, *PARAMETERS.values()]
     np.testing.assert_allclose(gae_jax.normalize(advantages)[truncated], float(figure), atol=0.05)
-    names = {"advantages": advantages, "terminated": terminated, "truncated": truncated, "mask": mask}
-    result = pages.run(lines, pages.imports(PAGE) | names | {"losses": np.where(truncated, np.nan, rewards)})
+    names = {"advantages": advantages, "terminated": terminated, "truncated": truncated}
+    names |= pages.imports(PAGE) | {"losses": np.where(truncated, np.nan, rewards)}
+    result = pages.run(sample_lines(mask=False), names)
     assert not result["advantages"][truncated].any()
     np.testing.assert_allclose(result["advantages"][~truncated].mean(), 0, atol=1e-6)
     np.testing.assert_allclose(result["advantages"][~truncated].std(), 1, atol=1e-6)
     np.testing.assert_allclose(result["loss"], rewards[~truncated].mean(), rtol=1e-5)
 
 
-def test_terminated_rows_are_samples_where_both_flags_are_set():
-    """`terminated` wins there, so the row is not dropped."""
-    lines = next(block for block in pages.blocks(PAGE) if block.startswith("keep = "))
-    terminated, truncated, mask = np.array([[1, 1, 0, 0, 1], [0, 1, 1, 0, 0], [1, 1, 1, 1, 0]], bool)
-    advantages = np.ones(5, np.float32)
+@pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
+def test_rows_that_are_kept(dtype):
+    """`terminated` wins where both flags are set, so the row is not dropped; Brax's flags are floats."""
+    terminated, truncated = np.array([[1, 1, 0, 0, 1], [0, 1, 1, 0, 0]], dtype)
+    mask, advantages = np.array([1, 1, 1, 0, 0], bool), np.ones(5, np.float32)
     names = {"advantages": advantages, "terminated": terminated, "truncated": truncated, "mask": mask}
-    result = pages.run(lines, pages.imports(PAGE) | names | {"losses": advantages})
-    np.testing.assert_array_equal(result["keep"], [True, True, False, True, False])
+    names |= pages.imports(PAGE) | {"losses": advantages}
+    names |= {name: jnp.asarray(names[name]) for name in ("terminated", "truncated")}  # stricter than NumPy's
+    keep = pages.run(sample_lines(mask=True), names)["keep"]
+    np.testing.assert_array_equal(keep, [True, True, False, False, False])
+    keep = pages.run(sample_lines(mask=False), names)["keep"]
+    np.testing.assert_array_equal(keep, [True, True, False, True, True])
 
 
 def test_every_recipe_is_short_and_has_a_test():
     source = inspect.getsource(sys.modules[__name__])
     for heading, recipe in pages.recipes(PAGE).items():
         assert f'"{heading}"' in source
-        assert len(recipe.splitlines()) <= 10
+        assert len(recipe.splitlines()) <= 14
         assert "\nadvantages, targets = gae(" in recipe
 
 
@@ -234,11 +385,14 @@ def check(heading, recording, names=None, *, naive, final_observation_lost=False
     recipe = pages.recipes(PAGE)[heading]
     names = {**pages.imports(PAGE), **recording.names, **(names or {}), **PARAMETERS, "value_fn": value_fn}
     result = pages.run(recipe, names)
-    advantages = np.zeros(recording.live.shape)  # 0 in a row that is not a transition
-    for n, episodes in enumerate(recording.episodes):
-        advantages[recording.live[:, n], n] = np.concatenate([truth(x, final_observation_lost) for x in episodes])
-    values = value_fn(recording.names["obs"][:-1])
-    assert_close([result["advantages"], result["targets"]], [advantages, advantages + np.asarray(values)])
+    advantages = advantages_of(recording, final_observation_lost)
+    *values, last_val = value_fn(recording.names["obs"])
+    want = [advantages, advantages + np.asarray(values)]
+    assert_close([result["advantages"], result["targets"]], want)
+    stored = {"traj_batch": SimpleNamespace(value=jnp.stack(values)), "last_val": last_val}
+    assert "value_fn(obs)" in recipe
+    result_of_stored = pages.run(recipe.replace("value_fn(obs)", stored_values()), names | stored)
+    assert_close([result_of_stored["advantages"], result_of_stored["targets"]], want)
     difference = np.abs(result["advantages"] - advantages).max() / np.sqrt(np.mean(advantages**2))
     print(f"{heading}: {len(recipe.splitlines())} lines, largest difference {difference:.1e} of the root mean square")
     errors = np.abs(pages.run(recipe, names | {"gae": naive})["advantages"] - advantages)
@@ -246,10 +400,25 @@ def check(heading, recording, names=None, *, naive, final_observation_lost=False
     return result
 
 
-def truth(episode, final_observation_lost):
+def stored_values():
+    """What the page has in the place of `value_fn(obs)` for an agent that stores its values."""
+    (code,) = re.findall(r"`(jnp\.concatenate[^`]*)`\s+in its place", pages.read(PAGE))
+    return code
+
+
+def advantages_of(recording, final_observation_lost=False, values_of=None):
+    """The advantages of each transition within its own episode, and 0 in a row that is not a transition."""
+    advantages = np.zeros(recording.live.shape)
+    for n, episodes in enumerate(recording.episodes):
+        rows = [truth(x, final_observation_lost, values_of or value_fn) for x in episodes]
+        advantages[recording.live[:, n], n] = np.concatenate(rows)
+    return advantages
+
+
+def truth(episode, final_observation_lost, values_of):
     """The advantages of one episode, or of the part of it that lies in the rollout."""
     last = np.arange(len(episode.rewards)) == len(episode.rewards) - 1
-    values = value_fn(np.stack(episode.obs))
+    values = values_of(np.stack(episode.obs))
     final_values = None if final_observation_lost else values[1:]
     flags = last & episode.terminated, last & episode.truncated
     return oracle(episode.rewards, values, *flags, final_values=final_values, **PARAMETERS)[0]
@@ -267,7 +436,7 @@ def calls(**changes):
 
 
 def truncation_as_termination(rewards, values, terminated, truncated, **kwargs):
-    return gae_jax.gae(rewards, values, (terminated != 0) | (truncated != 0), **{**kwargs, "final_values": None})
+    return gae_jax.gae(rewards, values, jnp.logical_or(terminated, truncated), **{**kwargs, "final_values": None})
 
 
 def resets_as_transitions(rewards, values, terminated, truncated, **kwargs):
@@ -568,6 +737,64 @@ def gymnax_rows(logs):
         obs = following
 
 
+class GymnaxWrapper:
+    """As in gymnax and in PureJaxRL."""
+
+    def __init__(self, env):
+        self._env = env
+
+    def __getattr__(self, name):
+        return getattr(self._env, name)
+
+
+class OldParams(NamedTuple):
+    max_steps_in_episode: int
+
+    def replace(self, **changes):
+        return self._replace(**changes)
+
+
+class OldState(NamedTuple):
+    place: jax.Array
+    time: jax.Array
+
+
+class OldWalk:
+    """Has the methods of an environment of gymnax below 1.0: `done` contains the time limit."""
+
+    def reset_env(self, key, params):
+        place = jax.random.uniform(key, (2,), minval=-1, maxval=1)
+        return place, OldState(place=place, time=jnp.array(0))
+
+    reset = reset_env
+
+    def step_env(self, key, state, action, params):
+        place = state.place + jnp.float32(action) * jnp.array([0.5, -0.25])
+        state = OldState(place=place, time=state.time + 1)
+        done = (place[0] > 1.5) | (state.time >= params.max_steps_in_episode)
+        return place, state, place[1], done, {"discount": jnp.float32(~done)}
+
+
+def old_gymnax_rows(logs, env, params):
+    """Beside the wrapped `step`, runs `step_env` of the environment from the same state, with a limit far away."""
+    env = wrapper_of(OLD_GYMNAX, GymnaxWrapper=GymnaxWrapper, jax=jax, jnp=jnp)(env)
+    step, true_step = (jax.jit(jax.vmap(x, (0, 0, 0, None))) for x in (env.step, env.step_env))
+    keys = jax.random.split(jax.random.key(0), N)
+    obs, state = jax.vmap(env.reset, (0, None))(keys, params)
+    for n, log in enumerate(logs):
+        log.reset(obs[n])
+    for t in itertools.count(1):
+        keys = jax.random.split(jax.random.key(t), N)
+        actions = jax.random.bernoulli(jax.random.key(-t), shape=(N,)).astype(int)
+        true_obs, _, true_reward, true_terminated, _ = true_step(
+            keys, state, actions, params.replace(max_steps_in_episode=10**6)
+        )
+        following, state, rewards, done, info = step(keys, state, actions, params)
+        log_all(logs, true_obs, true_reward, true_terminated, following)
+        yield {"obs": obs, "following": following, "rewards": rewards, "done": done, "info": info}
+        obs = following
+
+
 @functools.cache
 def brax_recording():
     return record(brax_rows)[0]
@@ -637,6 +864,21 @@ def random_walk(playground):
             return state.replace(data=place, obs=place, reward=place[1], done=(place[0] > 1.5).astype(float))
 
     return RandomWalk()
+
+
+def endless_environment():
+    brax = sys.modules["brax"]
+
+    class Endless(brax.envs.Env):
+        observation_size = action_size = backend = property(lambda self: None)
+
+        def reset(self, rng):
+            return brax.envs.State(jnp.zeros(()), jnp.zeros(2), jnp.zeros(()), jnp.zeros(()))
+
+        def step(self, state, action):
+            return state.replace(reward=jnp.ones(()))
+
+    return Endless()
 
 
 def brax_row(obs, state):
