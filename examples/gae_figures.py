@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 plt.rcParams |= {"figure.dpi": 120, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10}
@@ -132,7 +133,9 @@ def heat(axes: Axes, jacobian: np.ndarray, boundaries: Sequence[int] = (), numbe
 def jacobians(by_reward: np.ndarray, by_value: np.ndarray, by_final: np.ndarray, end: int, limit: int) -> None:
     """Draws the derivatives of the advantages; step `end` terminates, and step `limit` is truncated."""
     steps = len(by_reward)
-    figure, grid = plt.subplots(1, 3, figsize=(12, 5.4), width_ratios=[10, 11, 3])
+    figure, grid = plt.subplots(
+        1, 3, figsize=(13.2, 5.4), width_ratios=[10, 11, 2.6], layout=ConstrainedLayoutEngine(wspace=0.06)
+    )
     pictures = by_reward, by_value, by_final[:, limit : limit + 1]
     names = "r_j", "V(s_j)", r"V(\mathrm{final})"
     labels = (
@@ -253,7 +256,7 @@ def learning_curves(record: Mapping[str, Any], groups: Mapping[str, Sequence[str
     last = grid[1, 3]
     last.set_axis_off()
     last.legend(*grid[0, 1].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(-0.05, 1))
-    text = f"Left out: {left_out}.\nIn this task the two values\nare nearly equal.\n\n"
+    text = f"Left out, not trained:\n{left_out}.\n\n"
     text += "Number in a title: the mean\nof the last evaluations."
     last.text(0.0, 0.05, text, transform=last.transAxes, fontsize=9.5)
     figure.suptitle(
@@ -271,19 +274,6 @@ def dots(axes: Axes, rows: Mapping[str, np.ndarray]) -> None:
         axes.plot([samples.mean()] * 2, [i - 0.36, i + 0.36], color="black", linewidth=2)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
-
-
-def end_of_training(record: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Draws the last training episodes and the last evaluations, seed by seed."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    dots(left, {name: lengths_of(record, name)[:, -1] for name in names})
-    dots(right, {name: evaluations_of(record, name)[:, -1] for name in names})
-    left.set_xlim(0, 105)
-    left.set_xlabel("steps of a training episode (limit 100)")
-    left.set_title("the last training episodes")
-    right.set_xlabel("steps of an evaluation (limit 500)")
-    right.set_title("the last evaluation")
-    figure.suptitle("At the end of training: a dot for each seed, a tick at the mean, a bar over its 95% interval")
 
 
 def orders(record: Mapping[str, Any], names: Mapping[str, str]) -> None:
@@ -434,7 +424,7 @@ def lengths_and_packing(lengths: Sequence[int], shares: Mapping[str, Sequence[fl
     left.set_xticks(lengths, [str(length) for length in lengths])
     left.set_xlabel("length L (tokens)")
     left.set_ylabel("share of the final reward\nthat the first token gets")
-    left.set_title(r"With a fixed $\lambda$, the first token of a long sample gets nothing")
+    left.set_title(r"With a fixed $\lambda$, the first token of a long sample gets almost nothing")
     left.legend()
     image = heat(right, packed, numbers=False)
     ticks = np.arange(0, len(packed), 3)
@@ -469,4 +459,4 @@ def lambdas(rewards: np.ndarray, values: np.ndarray, advantages: np.ndarray, str
         axes.set_xlabel("t (step)")
         axes.tick_params(labelleft=i == 0)
     below[0].set_ylabel("advantage\n(in units of reward)")
-    figure.suptitle(r"The larger $\lambda$, the smoother the advantages over time")
+    figure.suptitle(r"A small $\lambda$ credits single steps, a large one long stretches")
