@@ -21,8 +21,8 @@ $$\hat A_t = \sum_{i \ge 0} (\gamma\lambda)^i\, \delta_{t+i}, \qquad \delta_t = 
 - $r_t$ is the reward of the step from state $s_t$ to $s_{t+1}$.
 - $V$ is the *critic*: a network that guesses the rewards that will follow a state.
 - $\gamma$, the *discount*, is what a reward is worth that comes one step later. It defines what the agent maximizes.
-- $\lambda$ sets how far an estimate looks at rewards before it relies on the critic. It defines nothing; it trades two
-  errors of the estimate.
+- $\lambda$ sets how many rewards an estimate takes before it relies on the critic. It does not change what is
+  estimated; it trades two errors of the estimate.
 
 This page derives the formula, checks it on six numbers, measures what $\lambda$ trades, and shows what happens to an
 agent when the formula is wrong in one place. Every number is computed by the library `gae_jax` or checked against it;
@@ -359,8 +359,8 @@ the mean and the variance of $\hat A_0$ are exact, for each first state and firs
 $V = V^\pi + \varepsilon u$, with $u = (+1, -1, -1, +1, -1)$ and $\varepsilon$ the critic's error.
 
 Agents log the *explained variance* of the critic, here $1 - \mathrm{var}(V - V^\pi) / \mathrm{var}(V^\pi)$. At
-$\varepsilon = 0.8$ it is negative: a constant would be a better critic. (A log compares the critic with targets, which
-have noise of their own, so its numbers are lower.)
+$\varepsilon = 0.8$ it is negative: a constant would be a better critic. (A log compares the critic with noisy targets
+in place of $V^\pi$, so its numbers differ.)
 
 The estimate is compared with $Q^\pi(s_0, a_0) - V(s_0)$. This leaves the critic's error at $s_0$ out of the bias, since
 by section 0 an error that both actions share does no harm.
