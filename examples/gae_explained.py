@@ -440,10 +440,10 @@ What the numbers depend on:
   $\lambda = 0$, 84% at 0.95, 99% at 1. It does no harm to a gradient. Without it the best $\lambda$ is smaller, by up
   to 0.06.
 - **$N$ is not the batch.** The walk has ten pairs of a state and an action, so a batch of 2,048 rows has some 200 of
-  each. And rows of one rollout are correlated, since they share TD errors: the gradient of a whole walk has 1.9 to 2.5
-  times the variance of 12 independent rows at $\lambda = 0.95$, and up to 4.6 times at $\lambda = 0$. So the batch
-  counts as some 100 independent estimates of each pair. With a network, which generalizes from state to state, $N$ is
-  unknown. Take the direction from the figure, not the number.
+  each. And rows of one rollout are correlated: the gradient of a whole walk has 1.9 to 2.5 times the variance of 12
+  independent rows at $\lambda = 0.95$, and up to 4.6 times at $\lambda = 0$. So at 0.95 the batch counts as some 100
+  independent estimates of each pair. With a network, which generalizes from state to state, $N$ is unknown. Take the
+  direction from the figure, not the number.
 """
 
 # %%
@@ -479,8 +479,8 @@ r"""
   how much data is averaged. A poor critic or a large batch wants a large $\lambda$; a good critic and a small batch
   want a small one.
 - **0.95 is a sensible start.** In the walk it is about the best for $N = 256$ with an explained variance of 0.17, and
-  for $N = 1{,}500$ with one of 0.88. A larger batch, or a critic that hardly learns, is a reason to try 0.98 or 1.
-  Noisy gradients with a good critic are a reason to try 0.9 or 0.8.
+  for $N = 1{,}500$ with one of 0.88: some 6,000 and 37,000 rows. A larger batch, or a critic that hardly learns, is a
+  reason to try 0.98 or 1. Noisy gradients with a good critic are a reason to try 0.9 or 0.8.
 """
 
 # %%
@@ -489,8 +489,9 @@ for x in (0.9, 0.99, 0.999):
 differences, deviations = zip(*(measured.worth_of_going_right(x) for x in (1.0, 0.9)), strict=True)
 close([x[2] for x in (*differences, *deviations)], [0.91, 0.63, 1.83, 1.06], atol=0.005)
 assert max(squared_bias_and_variance(V_EXACT)[0]) < 1e-20  # a perfect critic: no bias at any lambda
-for e, n in ((0.4, 256), (0.15, 1500)):
+for e, n, rows in ((0.4, 256, 6_000), (0.15, 1500, 37_000)):
     bias, variance = curves[e]
+    assert abs(n * 10 * measured.variance_of_a_walk(critics[e], 0.95) - rows) < 300
     assert 0.945 < LAMBDAS[np.argmin(bias + variance / n)] < 0.965
 
 # %% [markdown]
@@ -630,7 +631,7 @@ final = {name: steps[:, -1] for name, steps in evaluation.items()}
 untrained = evaluation["right"][:, 0].mean()
 low, high = ({name: figures.interval(steps)[i] for name, steps in final.items()} for i in range(2))
 
-print("steps in the last training episodes, and in the last evaluation:")
+print("mean steps of the last training episodes, and of the last evaluation with its 95% interval:")
 for name in (name for group in GROUPS.values() for name in group):
     print(f"{name:>28} {trained[name].mean():5.0f} {final[name].mean():5.0f}, from {low[name]:.0f} to {high[name]:.0f}")
 print(f"{'before training':>28} {'':5} {untrained:5.0f}")
