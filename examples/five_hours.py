@@ -81,7 +81,7 @@ def own_value_for_the_final_one(**case: Any) -> Array:
 
 
 def lambda_missing_on_the_first_hop(**case: Any) -> Array:
-    """delta_t + gamma A_{t+1}, where A is right: every later delta lacks one factor of lambda."""
+    """delta_t + gamma A_{t+1}, where A is right: every later delta has 1 / lambda times its weight."""
     advantages = right(**case)
     later = jnp.concatenate([advantages[1:], jnp.zeros_like(advantages[:1])])
     return right(**case | {"lambda_": 0.0}) + case["gamma"] * jnp.where(either_flag(case), 0, later)

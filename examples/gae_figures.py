@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 plt.rcParams |= {"figure.dpi": 120, "figure.constrained_layout.use": True, "font.size": 10, "axes.titlesize": 10}
@@ -51,29 +52,42 @@ def weights(rows: Mapping[str, Sequence[np.ndarray]], lambda_: float) -> None:
     figure.suptitle(f"Near the end, the longest estimate takes over ($\\lambda = {lambda_}$)")
 
 
-def bias_and_variance(lambdas: np.ndarray, curves: Mapping[float, np.ndarray], simulated: Mapping[float, Any]) -> None:
+def bias_and_variance(
+    lambdas: np.ndarray,
+    curves: Mapping[float, tuple[np.ndarray, np.ndarray]],
+    explained: Mapping[float, float],
+    simulated: Mapping[float, Mapping[float, np.ndarray]],
+) -> None:
     """Draws squared bias and variance over lambda for each error of the critic, and simulated squared errors."""
-    figure, grid = plt.subplots(1, 3, figsize=(10.5, 3.7), sharey=True)
+    figure, grid = plt.subplots(1, 3, figsize=(10.5, 3.9), sharey=True)
     for axes, (size, (bias, variance)) in zip(grid, curves.items(), strict=True):
         error = bias + variance
         best = lambdas[error.argmin()]
         axes.plot(lambdas, bias, color=LIGHT, linestyle="--", linewidth=2, label="bias squared")
         axes.plot(lambdas, variance, color=MIDDLE, linestyle=":", linewidth=2.5, label="variance")
         axes.plot(lambdas, error, color=DARK, linewidth=2, label="mean squared error")
-        axes.plot(*simulated[size], "o", color="black", markersize=5, label="simulated")
+        means = [errors.mean() for errors in simulated[size].values()]
+        axes.plot(list(simulated[size]), means, "o", color="black", markersize=5, label="simulated")
         axes.axvline(best, color="0.6", linewidth=1, zorder=0)
-        axes.set_title(f"critic's error {size}: best $\\lambda$ = {best:.2f}")
+        axes.set_title(f"{critic_label(size, explained)}\nbest $\\lambda$ = {best:.2f}")
         axes.set_xlabel(r"$\lambda$")
-    grid[0].set_ylabel("squared error of one estimate (reward$^2$)")
+    grid[0].set_ylabel("squared error of one estimate\n(in units of reward squared)")
     grid[2].legend(loc="upper left")
     figure.suptitle(r"A single estimate: the better the critic, the smaller the best $\lambda$")
 
 
-def best_lambda(counts: np.ndarray, best: Mapping[float, np.ndarray], marked: Sequence[int]) -> None:
+def critic_label(size: float, explained: Mapping[float, float]) -> str:
+    """Names a critic by its error and explained variance."""
+    return f"critic's error {size}, explained variance {explained[size]:.2f}".replace("-", MINUS)
+
+
+def best_lambda(
+    counts: np.ndarray, best: Mapping[float, np.ndarray], explained: Mapping[float, float], marked: Sequence[int]
+) -> None:
     """Draws the best lambda over the number of averaged estimates, for each error of the critic."""
-    _, axes = plt.subplots(figsize=(7, 3.9))
+    _, axes = plt.subplots(figsize=(7.5, 4.3))
     for (size, values), (colour, style) in zip(best.items(), LINES, strict=False):
-        axes.plot(counts, values, color=colour, linestyle=style, linewidth=2, label=f"critic's error {size}")
+        axes.plot(counts, values, color=colour, linestyle=style, linewidth=2, label=critic_label(size, explained))
         at, above = np.searchsorted(counts, marked), colour == LIGHT
         axes.plot(counts[at], values[at], "o", color=colour, markeredgecolor="black", markersize=6)
         for x, y in zip(counts[at], values[at], strict=True):
@@ -84,24 +98,10 @@ def best_lambda(counts: np.ndarray, best: Mapping[float, np.ndarray], marked: Se
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks := [2**i for i in range(0, 13, 2)], [str(tick) for tick in ticks])
     axes.set_ylim(-0.02, 1.09)
-    axes.set_xlabel("N (independent estimates that are averaged)")
+    axes.set_xlabel("N (independent estimates of a state and an action that are averaged)")
     axes.set_ylabel(r"best $\lambda$")
     axes.set_title(r"Averaging cuts variance, not bias: more data, larger $\lambda$")
     axes.legend(loc="lower right")
-
-
-def gamma_of_the_estimator(gammas: np.ndarray, errors: Mapping[int, np.ndarray], bias: np.ndarray) -> None:
-    """Draws the relative squared error of the gradient over gamma, for each number of episodes, and its bias."""
-    _, axes = plt.subplots(figsize=(7, 3.9))
-    for (episodes, error), (colour, style) in zip(errors.items(), LINES, strict=False):
-        axes.semilogy(gammas, error, color=colour, linestyle=style, linewidth=2, label=f"{episodes} episodes")
-        axes.plot(gammas[error.argmin()], error.min(), "o", color=colour, markeredgecolor="black", markersize=8)
-    axes.semilogy(gammas[:-1], bias[:-1], color="black", linestyle="-.", linewidth=1, label="bias alone")
-    axes.set_ylim(1e-3, None)
-    axes.set_xlabel(r"$\gamma$ of the estimator")
-    axes.set_ylabel("squared error of the gradient\n/ squared gradient")
-    axes.set_title("With few episodes a discount pays, though the task has none (dots: the best)")
-    axes.legend()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,8 +116,9 @@ def heat(axes: Axes, jacobian: np.ndarray, boundaries: Sequence[int] = (), numbe
     for t, s in np.argwhere(jacobian != 0):
         value = jacobian[t, s]
         text = f"{value:.2f}".replace("0.", ".").replace("-", MINUS) if numbers else MINUS * int(value < 0)
+        size, weight = (7.5, "normal") if numbers else (11, "bold")
         ink = "white" if abs(value) > 0.75 else "black"
-        axes.text(s + 0.5, t + 0.5, text, ha="center", va="center", fontsize=7.5, color=ink)
+        axes.text(s + 0.5, t + 0.5, text, ha="center", va="center", fontsize=size, fontweight=weight, color=ink)
     for boundary in boundaries:
         axes.axhline(boundary, color="black", linewidth=0.9, linestyle=":")
         if columns > 1:
@@ -132,12 +133,14 @@ def heat(axes: Axes, jacobian: np.ndarray, boundaries: Sequence[int] = (), numbe
 def jacobians(by_reward: np.ndarray, by_value: np.ndarray, by_final: np.ndarray, end: int, limit: int) -> None:
     """Draws the derivatives of the advantages; step `end` terminates, and step `limit` is truncated."""
     steps = len(by_reward)
-    figure, grid = plt.subplots(1, 3, figsize=(12, 5.4), width_ratios=[10, 11, 1.4])
+    figure, grid = plt.subplots(
+        1, 3, figsize=(13.2, 5.4), width_ratios=[10, 11, 2.6], layout=ConstrainedLayoutEngine(wspace=0.06)
+    )
     pictures = by_reward, by_value, by_final[:, limit : limit + 1]
-    names = "r_s", "V(s_s)", r"V(\mathrm{final})"
+    names = "r_j", "V(s_j)", r"V(\mathrm{final})"
     labels = (
-        "s (step of the reward)",
-        f"s (step of the value; {steps} is $V(s_T)$)",
+        "j (step of the reward)",
+        f"j (step of the value; {steps} is $V(s_T)$)",
         f"the final\nobservation\nof step {limit}",
     )
     for axes, picture, name, label in zip(grid, pictures, names, labels, strict=True):
@@ -152,7 +155,9 @@ def jacobians(by_reward: np.ndarray, by_value: np.ndarray, by_final: np.ndarray,
         axes.text(end + 1.15, end + 0.93, f"step {end} terminates", va="bottom", style="italic")
         axes.text(limit + 0.85, limit + 1.07, f"step {limit} is truncated", ha="right", va="top", style="italic")
     figure.colorbar(grid[0].collections[0], ax=grid, label="derivative (no unit)", shrink=0.8)
-    figure.suptitle("Nothing crosses the end of an episode; a truncated step sees the value of its final observation")
+    figure.suptitle(
+        "No advantage depends on another episode; after a truncation, the value of the final observation counts"
+    )
 
 
 def gallery(
@@ -161,7 +166,7 @@ def gallery(
     boundaries: Sequence[int],
 ) -> None:
     """Draws two Jacobians of each estimator, and a thick border around each cell that differs from the first one's."""
-    figure, grid = plt.subplots(4, 4, figsize=(12, 12.2), height_ratios=[1, 0.83, 1, 0.83])
+    figure, grid = plt.subplots(4, 4, figsize=(13, 12.2), height_ratios=[1, 0.83, 1, 0.83])
     right = next(iter(pictures.values()))
     for i, (name, pair) in enumerate(pictures.items()):
         for j, picture in enumerate(pair):
@@ -174,13 +179,14 @@ def gallery(
             axes.set_yticks(np.array([0, 3, 6, 9]) + 0.5, ["0", "3", "6", "9"])
         top = grid[2 * (i // 4), i % 4]
         top.set_title(f"{titles[name]}\n{CONSEQUENCES[name]}")
-        top.set_xlabel("s (step of the reward)")
-        grid[2 * (i // 4) + 1, i % 4].set_xlabel("s (step of the value)")
+        top.set_xlabel("j (step of the reward)")
+        grid[2 * (i // 4) + 1, i % 4].set_xlabel("j (step of the value)")
     for axes in grid[:, 0]:
         axes.set_ylabel("t (step of the advantage)")
+    figure.colorbar(grid[0, 0].collections[0], ax=grid, label="derivative (no unit)", shrink=0.3, aspect=25)
     figure.suptitle(
-        r"Each bug leaves its mark on $\partial \hat A_t / \partial r_s$ (rows 1 and 3) and "
-        r"$\partial \hat A_t / \partial V$ (rows 2 and 4)."
+        r"Each bug changes $\partial \hat A_t / \partial r_j$ (rows 1 and 3) or "
+        r"$\partial \hat A_t / \partial V(s_j)$ (rows 2 and 4)."
         "\n"
         "Thick border: the cell differs from the right one. Minus: a negative derivative.",
         fontsize=11,
@@ -191,11 +197,11 @@ CONSEQUENCES = {
     "right": "check_gae finds no mistake",
     "result in reverse": "a step has another step's advantage",
     "flag of the step before": "every episode ends one step late",
-    "termination ignored": "the next episode leaks in",
+    "termination ignored": "the next episode counts too",
     "truncation as termination": "no value follows the time limit",
-    "truncation not cut": "the next episode leaks in",
+    "truncation not cut": "the next episode counts too",
     "V(s_t) for V(final)": "a step bootstraps from its own value",
-    "λ missing on the first hop": r"later TD errors weigh $1/\lambda$ times as much",
+    "λ missing on the first hop": r"later TD errors count $1/\lambda$ times",
 }
 
 
@@ -227,7 +233,7 @@ def curve(axes: Axes, record: Mapping[str, Any], name: str, colour: str = DARK, 
 
 
 def learning_curves(record: Mapping[str, Any], groups: Mapping[str, Sequence[str]], left_out: str) -> None:
-    """Draws the curves of each bug in groups: the right one, then what is loud, invisible and silent."""
+    """Draws the curves of each bug in groups: the right one, then what is loud, silent and invisible."""
     figure, grid = plt.subplots(2, 4, figsize=(12.5, 6.6), sharex=True, sharey=True)
     x, right = thousands_of_steps(record), evaluations_of(record, "right").mean(0)
     names = [(group, name) for group, members in groups.items() for name in members]
@@ -245,13 +251,17 @@ def learning_curves(record: Mapping[str, Any], groups: Mapping[str, Sequence[str
         axes.set_ylabel("steps that the pole stays up")
     for axes in grid[1]:
         axes.set_xlabel("training steps (thousands)")
+    grid[0, 3].tick_params(labelbottom=True)
+    grid[0, 3].set_xlabel("training steps (thousands)")
     last = grid[1, 3]
     last.set_axis_off()
     last.legend(*grid[0, 1].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(-0.05, 1))
-    text = f"Left out: {left_out}.\nIn this task the two values\nare nearly equal.\n\n"
+    text = f"Left out, not trained:\n{left_out}.\n\n"
     text += "Number in a title: the mean\nof the last evaluations."
     last.text(0.0, 0.05, text, transform=last.transAxes, fontsize=9.5)
-    figure.suptitle("The training curve (dashed) gives away one bug of six; five look like agents that learn")
+    figure.suptitle(
+        "The training curve (dashed) shows one bug of six; with the other five it looks like an agent that learns"
+    )
 
 
 def dots(axes: Axes, rows: Mapping[str, np.ndarray]) -> None:
@@ -266,25 +276,14 @@ def dots(axes: Axes, rows: Mapping[str, np.ndarray]) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
-def seen_and_got(record: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Draws the last training episodes and the last evaluations, seed by seed."""
-    figure, (seen, got) = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    dots(seen, {name: lengths_of(record, name)[:, -1] for name in names})
-    dots(got, {name: evaluations_of(record, name)[:, -1] for name in names})
-    seen.set_xlim(0, 105)
-    seen.set_xlabel("steps of a training episode (limit 100)")
-    seen.set_title("what the trainer sees")
-    got.set_xlabel("steps of an evaluation (limit 500)")
-    got.set_title("what it gets")
-    figure.suptitle("At the end of training: a dot for each seed, a tick at the mean, a bar over its 95% interval")
-
-
 def orders(record: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """Draws how agents learn from advantages that were moved to other rows; `names` maps results to labels."""
     figure, (curves, ends) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=[1, 1.15])
     styles = ((DARK, "-"), (DARK, "--"), (MIDDLE, "-"), (MIDDLE, ":"), ("black", "-."), (LIGHT, "-"))
     for (name, label), (colour, style) in zip(names.items(), styles, strict=True):
-        curve(curves, record, name, colour, style, label=label.replace("\n", " "))
+        mean = evaluations_of(record, name).mean(0)
+        label = label.replace("\n", " ")
+        curves.plot(thousands_of_steps(record), mean, color=colour, linestyle=style, linewidth=2, label=label)
     curves.set_xlabel("training steps (thousands)")
     curves.set_ylabel("steps that the pole stays up")
     curves.legend(fontsize=8, loc="upper left", handlelength=3)
@@ -292,7 +291,9 @@ def orders(record: Mapping[str, Any], names: Mapping[str, str]) -> None:
     curves.set_yticks(range(0, 501, 100))
     dots(ends, {label: evaluations_of(record, name)[:, -1] for name, label in names.items()})
     ends.set_xlabel("steps of the last evaluation (limit 500)")
-    figure.suptitle("Which worker did well is enough to learn; without it, agents end as they began")
+    figure.suptitle(
+        "Which worker did well is enough to learn; without it, most agents do not (left: means of 32 seeds)"
+    )
 
 
 def same_curve_worse_agent(record: Mapping[str, Any]) -> Figure:
@@ -302,7 +303,7 @@ def same_curve_worse_agent(record: Mapping[str, Any]) -> Figure:
     labels = {
         "right": "right",
         "truncation as termination": "time limit as termination",
-        "truncation not cut": "time limit not cut",
+        "truncation not cut": "time limit ignored",
     }
     for (name, label), (colour, style) in zip(
         labels.items(), ((DARK, "-"), (MIDDLE, "--"), ("black", ":")), strict=True
@@ -318,6 +319,7 @@ def same_curve_worse_agent(record: Mapping[str, Any]) -> Figure:
     seen.set_ylabel("steps that the pole stays up")
     got.set_ylim(0, 550)
     got.set_title("evaluations (limit 500)")
+    got.text(0.97, 0.04, "bands: 95% intervals\nof the mean", transform=got.transAxes, ha="right", fontsize=9)
     for axes in (seen, got):
         axes.set_xlabel("training steps (thousands)")
     return figure
@@ -325,7 +327,7 @@ def same_curve_worse_agent(record: Mapping[str, Any]) -> Figure:
 
 def dropped_row(advantages: np.ndarray, counted: np.ndarray, kept: np.ndarray, dropped: int) -> None:
     """Draws advantages with a dropped row, standardized over all rows and over the samples only."""
-    figure, grid = plt.subplots(1, 3, figsize=(10.5, 3), sharex=True)
+    figure, grid = plt.subplots(1, 3, figsize=(10.5, 3), sharex=True, sharey=True)
     titles = "as estimated", "standardized over all rows", "standardized over the samples"
     for axes, numbers, title in zip(grid, (advantages, counted, kept), titles, strict=True):
         rows = np.arange(len(numbers))
@@ -344,8 +346,9 @@ def dropped_row(advantages: np.ndarray, counted: np.ndarray, kept: np.ndarray, d
         axes.set_xticks(rows)
         axes.set_xlabel("t (step)")
         axes.margins(y=0.15)
-    grid[0].set_ylabel("advantage (reward)")
-    grid[1].set_ylabel("standardized (no unit)")
+    grid[0].set_ylabel("advantage\n(in units of reward)")
+    for axes in grid[1:]:
+        axes.set_ylabel("standardized (no unit)")
     figure.suptitle(f"Step {dropped} was dropped; standardized with the others, it has the lowest advantage of all")
 
 
@@ -397,40 +400,40 @@ def blocks(number: int, rows: int) -> None:
 def tokens(kinds: np.ndarray, turn: np.ndarray, by_token: np.ndarray, by_turn: np.ndarray) -> None:
     """Draws the advantages of a sample's tokens; the tokens that the policy did not choose are masked."""
     figure, grid = plt.subplots(2, 1, figsize=(9.5, 4.4), sharex=True, sharey=True)
-    titles = "one decay per token: little credit reaches the call", "one decay per turn: the call gets its share"
+    titles = "one decay per token: the call gets little of the reward", "one decay per turn: the call gets its share"
     for axes, advantages, title in zip(grid, (by_token, by_turn), titles, strict=True):
         colours = np.where(turn == 0, LIGHT, DARK)
         axes.bar(np.arange(len(kinds)), advantages, color=colours, edgecolor="black", linewidth=0.6)
         for i in np.flatnonzero(kinds != "x"):
             axes.axvspan(i - 0.5, i + 0.5, color="0.9", linewidth=0)
         axes.set_title(title)
-        axes.set_ylabel("advantage (reward)")
+        axes.set_ylabel("advantage\n(in units of reward)")
     grid[0].text(np.flatnonzero(turn == 0)[kinds[turn == 0] == "x"].mean(), 0.35, "call", ha="center", style="italic")
     grid[0].text(np.flatnonzero((turn == 1) & (kinds == "x"))[2], 0.6, "answer", ha="center", style="italic")
     grid[1].set_xticks(np.arange(len(kinds)), list(kinds))
     grid[1].set_xlabel("token (p prompt, x chosen by the policy, t written by the tool, . padding; grey: masked)")
-    figure.suptitle("Credit passes over the tool's output to the call of the tool")
+    figure.suptitle("The call of the tool gets credit for the answer; the tool's output in between is skipped")
 
 
 def lengths_and_packing(lengths: Sequence[int], shares: Mapping[str, Sequence[float]], packed: np.ndarray) -> None:
-    """Draws the share of a final reward that reaches the first token, and the Jacobian of samples in one row."""
+    """Draws the share of a final reward that the first token gets, and the Jacobian of samples in one row."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), width_ratios=[1.3, 1])
     for (label, share), (colour, style) in zip(shares.items(), LINES, strict=False):
         left.plot(lengths, share, color=colour, linestyle=style, marker="o", linewidth=2, label=label)
     left.set_xscale("log", base=2)
     left.set_xticks(lengths, [str(length) for length in lengths])
     left.set_xlabel("length L (tokens)")
-    left.set_ylabel("share of the final reward\nthat reaches the first token")
-    left.set_title(r"A fixed $\lambda$ does not reach the first token of a long sample")
+    left.set_ylabel("share of the final reward\nthat the first token gets")
+    left.set_title(r"With a fixed $\lambda$, the first token of a long sample gets almost nothing")
     left.legend()
     image = heat(right, packed, numbers=False)
     ticks = np.arange(0, len(packed), 3)
     right.set_xticks(ticks + 0.5, [str(tick) for tick in ticks])
     right.set_yticks(ticks + 0.5, [str(tick) for tick in ticks])
-    right.set_xlabel("s (token of the reward)")
+    right.set_xlabel("j (token of the reward)")
     right.set_ylabel("t (token of the advantage)")
-    right.set_title("Three samples in one row: none sees another")
-    figure.colorbar(image, ax=right, label=r"$\partial \hat A_t / \partial r_s$ (no unit)")
+    right.set_title("Three samples in one row: independent")
+    figure.colorbar(image, ax=right, label=r"$\partial \hat A_t / \partial r_j$ (no unit)")
 
 
 def lambdas(rewards: np.ndarray, values: np.ndarray, advantages: np.ndarray, strip: Sequence[float]) -> None:
@@ -443,7 +446,7 @@ def lambdas(rewards: np.ndarray, values: np.ndarray, advantages: np.ndarray, str
     top.axhline(0, color="black", linewidth=0.6)
     top.set_xlim(-1, len(rewards) + 1)
     top.set_xlabel("t (step)")
-    top.set_ylabel("reward")
+    top.set_ylabel("reward, value\n(in units of reward)")
     top.legend(ncols=2, loc="lower left")
     below = [figure.add_subplot(grid[1, 0])]
     below += [figure.add_subplot(grid[1, i], sharex=below[0], sharey=below[0]) for i in range(1, len(strip))]
@@ -455,5 +458,5 @@ def lambdas(rewards: np.ndarray, values: np.ndarray, advantages: np.ndarray, str
         axes.set_title(f"$\\lambda = {strip[i]:g}$")
         axes.set_xlabel("t (step)")
         axes.tick_params(labelleft=i == 0)
-    below[0].set_ylabel("advantage (reward)")
-    figure.suptitle("One rollout, seven lambdas")
+    below[0].set_ylabel("advantage\n(in units of reward)")
+    figure.suptitle(r"A small $\lambda$ credits single steps, a large one long stretches")
