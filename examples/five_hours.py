@@ -109,6 +109,11 @@ def in_order(key: Array, advantages: Array) -> Array:
     return advantages
 
 
+def reversed_in_time(key: Array, advantages: Array) -> Array:
+    """A worker keeps its advantages, in reverse."""
+    return advantages[::-1]
+
+
 def random_order_of_time(key: Array, advantages: Array) -> Array:
     """A worker keeps its advantages, in a random order of time."""
     return jax.random.permutation(key, advantages, axis=0, independent=True)
@@ -137,8 +142,11 @@ ORDERS: dict[str, Callable[[Array, Array], Array]] = {
     "all shuffled": all_shuffled,
 }
 
-TRAINED = {name: (estimate, in_order) for name, estimate in BUGS.items() if name != LEFT_OUT}
-TRAINED |= {name: (right, order) for name, order in ORDERS.items()}
+# What an agent is trained with: an estimator, the order of the policy's advantages, and the order of the critic's.
+TRAINED = {name: (estimate, in_order, in_order) for name, estimate in BUGS.items() if name != LEFT_OUT}
+TRAINED |= {name: (right, order, order) for name, order in ORDERS.items()}
+TRAINED["reverse for the policy only"] = right, reversed_in_time, in_order
+TRAINED["reverse for the critic only"] = right, in_order, reversed_in_time
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The task.
@@ -255,15 +263,16 @@ def collect(estimate: Callable[..., Array], params: Any, envs: Any, key: Array) 
     return envs, rollout, advantages
 
 
-def iterate(estimate: Any, order: Any, state: Any, key: Array) -> tuple[Any, tuple[Array, Array]]:
+def iterate(
+    estimate: Any, policy_order: Any, critic_order: Any, state: Any, key: Array
+) -> tuple[Any, tuple[Array, Array]]:
     """Acts, estimates advantages, and learns; returns how many steps the episodes that ended had, and their number."""
     params, moments, count, envs = state
     act_key, order_key, learn_key = jax.random.split(key, 3)
     envs, rollout, advantages = collect(estimate, params, envs, act_key)
-    advantages = order(order_key, advantages)
-    data = jax.tree.map(
-        lambda x: x.reshape(STEPS * ENVS, *x.shape[2:]), (rollout, advantages, advantages + rollout.value)
-    )
+    targets = critic_order(order_key, advantages) + rollout.value
+    rows = rollout, policy_order(order_key, advantages), targets
+    data = jax.tree.map(lambda x: x.reshape(STEPS * ENVS, *x.shape[2:]), rows)
 
     def update(carry: Any, rows: Array) -> tuple[Any, None]:
         params, moments, count = carry
@@ -298,12 +307,13 @@ def untrained(policy_key: Array, value_key: Array, env_key: Array) -> Any:
     return params, (zeros, zeros), jnp.zeros(()), envs
 
 
-def train(estimate: Callable[..., Array], order: Callable[[Array, Array], Array], key: Array) -> tuple[Array, Array]:
+def train(estimate: Any, policy_order: Any, critic_order: Any, key: Array) -> tuple[Array, Array]:
     """Trains one agent.
 
     Args:
       estimate: one of BUGS.
-      order: `in_order`, or one of ORDERS.
+      policy_order: `in_order`, `reversed_in_time`, or one of ORDERS, for the advantages of the policy's loss.
+      critic_order: the same for the advantages in the critic's targets.
       key: decides all that is random.
 
     Returns:
@@ -314,7 +324,9 @@ def train(estimate: Callable[..., Array], order: Callable[[Array, Array], Array]
     state = untrained(*start_keys)
 
     def chunk(state: Any, keys: Array) -> tuple[Any, tuple[Array, Array]]:
-        state, (steps, episodes) = lax.scan(functools.partial(iterate, estimate, order), state, keys)
+        state, (steps, episodes) = lax.scan(
+            functools.partial(iterate, estimate, policy_order, critic_order), state, keys
+        )
         return state, (evaluate(state[0], eval_key), steps.sum() / jnp.maximum(1, episodes.sum()))
 
     keys = jax.random.split(train_key, (EVALUATIONS, ITERATIONS_BETWEEN))

@@ -278,8 +278,9 @@ def dots(axes: Axes, rows: Mapping[str, np.ndarray]) -> None:
 
 def orders(record: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """Draws how agents learn from advantages that were moved to other rows; `names` maps results to labels."""
-    figure, (curves, ends) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=[1, 1.15])
-    styles = ((DARK, "-"), (DARK, "--"), (MIDDLE, "-"), (MIDDLE, ":"), ("black", "-."), (LIGHT, "-"))
+    figure, (curves, ends) = plt.subplots(1, 2, figsize=(12, 5.4), width_ratios=[1, 1.15])
+    styles = ((DARK, "-"), (DARK, "--"), (MIDDLE, "-"), (MIDDLE, ":"), (MIDDLE, "--"), (LIGHT, "--"))
+    styles += (("black", "-."), (LIGHT, "-"))
     for (name, label), (colour, style) in zip(names.items(), styles, strict=True):
         mean = evaluations_of(record, name).mean(0)
         label = label.replace("\n", " ")
@@ -287,7 +288,7 @@ def orders(record: Mapping[str, Any], names: Mapping[str, str]) -> None:
     curves.set_xlabel("training steps (thousands)")
     curves.set_ylabel("steps that the pole stays up")
     curves.legend(fontsize=8, loc="upper left", handlelength=3)
-    curves.set_ylim(0, 760)
+    curves.set_ylim(0, 800)
     curves.set_yticks(range(0, 501, 100))
     dots(ends, {label: evaluations_of(record, name)[:, -1] for name, label in names.items()})
     ends.set_xlabel("steps of the last evaluation (limit 500)")

@@ -119,7 +119,7 @@ def watched_iteration(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
     """Returns the next state of an agent, and the right advantages that it learns from, `[STEPS, ENVS]`."""
     params, _, _, envs = state
     _, _, advantages = five_hours.collect(five_hours.right, params, envs, jax.random.split(key, 3)[0])
-    return five_hours.iterate(five_hours.right, five_hours.in_order, state, key)[0], advantages
+    return five_hours.iterate(five_hours.right, five_hours.in_order, five_hours.in_order, state, key)[0], advantages
 
 
 def share_between_workers_and_correlation(seeds: int = 8, iterations: int = 16) -> tuple[np.ndarray, np.ndarray]:

@@ -66,6 +66,13 @@ def test_an_order_moves_what_its_name_says(name, seed):
         assert (moved % 5 != np.arange(5)).any()
 
 
+def test_the_reverse_goes_to_the_policy_or_to_the_critic_only():
+    _, policy_order, critic_order = five_hours.TRAINED["reverse for the policy only"]
+    np.testing.assert_array_equal(policy_order(jax.random.key(0), ADVANTAGES), ADVANTAGES[::-1])
+    np.testing.assert_array_equal(critic_order(jax.random.key(0), ADVANTAGES), ADVANTAGES)
+    assert five_hours.TRAINED["reverse for the critic only"] == (five_hours.right, critic_order, policy_order)
+
+
 @pytest.mark.parametrize("name", [name for name in five_hours.ORDERS if name != "mean of the worker"])
 def test_an_order_is_drawn_anew_from_each_key(name):
     orders = {np.asarray(five_hours.ORDERS[name](jax.random.key(seed), ADVANTAGES)).tobytes() for seed in range(8)}
