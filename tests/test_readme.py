@@ -1,9 +1,12 @@
 """README.md against the code, the other pages and pyproject.toml; the links of all pages."""
 
 import inspect
+import json
 import re
 import tomllib
 
+import five_hours
+import numpy as np
 import pytest
 from support import pages, peers
 from support.laws import assert_close
@@ -130,6 +133,21 @@ def test_compile_times_are_those_of_the_agents():
         r"its\s+first call takes (.*? s) of CPU time at T = 128.*?of `gae` (.*? s) ", pages.read(README), re.S
     )
     assert found == [tuple(row[1:])]
+
+
+def test_figure_has_the_returns_of_its_file():
+    results = json.loads(pages.read("examples/five_hours.json"))["results"]
+
+    def at_the_end(name, curve):
+        return np.mean([seed[-1] for seed in results[name][curve]])
+
+    names = ("right", "truncation as termination", "truncation not cut")
+    printed = re.findall(r"the agents reach (\d+), (\d+) and (\d+) ", pages.read(README))
+    assert printed == [tuple(f"{at_the_end(name, 'evaluations'):.0f}" for name in names)]
+    bugs = [name for name in five_hours.BUGS if name in results and name != "right"]
+    assert len(bugs) == 6
+    assert sum(at_the_end(name, "training_lengths") > 98 for name in bugs) == 5
+    assert "five of six buggy agents reach the time limit in training" in pages.read(README)
 
 
 # Versions.
