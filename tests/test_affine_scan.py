@@ -13,7 +13,7 @@ from support.scan_laws import assert_all_close, interpreted_kernel, problem, sca
 import gae_jax
 from gae_jax._affine_scan import affine_scan
 
-IMPLEMENTATIONS = ["scan", "blocked", "pallas", None]
+IMPLEMENTATIONS = ["blocked", *(pytest.param(name, marks=pytest.mark.gate) for name in ("pallas", None))]
 LENGTH, LANES = 16, 32
 ABSTRACT = jax.eval_shape(lambda: problem(0, LENGTH, (LANES,)))
 
@@ -24,7 +24,7 @@ def kernel_in_an_interpreter():
         yield
 
 
-@pytest.mark.parametrize("implementation", ["blocked", "pallas", None])  # "scan" is `lax.scan`
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)  # "scan" is `lax.scan`
 @pytest.mark.parametrize("law", scan_laws.LAWS, ids=lambda law: law.__name__)
 @pytest.mark.usefixtures("fast_compilation", "kernel_in_an_interpreter")
 def test_law(law, implementation):
@@ -46,7 +46,7 @@ def test_inside_scan_and_checkify(implementation):
         assert_all_close(jax.jit(lambda init: scan(init, xs, shared))(init), want)
 
 
-@pytest.mark.parametrize("implementation", ["scan", "blocked", None])
+@pytest.mark.parametrize("implementation", ["blocked", None])
 def test_without_jit(implementation):
     arguments = problem(0, 5, (2,))
     want = scanned(None, None, *arguments)
@@ -145,6 +145,7 @@ def test_symbolic_number_of_rows():
 # The memory of a gradient.
 
 
+@pytest.mark.gate
 def test_memory_of_a_gradient_grows_as_the_number_of_rows():
     def scratch(length):
         fn = jax.jit(functools.partial(gradient, gae_jax, "blocked"))

@@ -10,7 +10,7 @@ import gae_jax
 from gae_jax._affine_scan.affine_map import AffineMap, apply, compose, mul_zero_absorbs
 
 
-@pytest.mark.parametrize("length", [1, 16, 17, 129, 257])
+@pytest.mark.parametrize("length", [1, 17, 257, *(pytest.param(n, marks=pytest.mark.gate) for n in (16, 129))])
 @pytest.mark.usefixtures("fast_compilation")
 def test_any_length(length):
     """One stage, two, and three; a last block that is full, or holds one row."""

@@ -184,6 +184,7 @@ def of_brax(which):
     return fn
 
 
+@pytest.mark.gate
 def test_verdicts_on_rlax_and_brax():
     """All of them multiply NaN by 0. Brax's trainer never sets both flags in one row."""
     with peers.as_peers_want():

@@ -203,6 +203,7 @@ def test_chexify(monkeypatch):
         fn(with_entry("gamma", (0, 0), 1.5))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("wrap", [jax.vmap, jax.checkpoint, jax.grad], ids=lambda wrap: wrap.__name__)
 def test_inside_other_transformations(wrap):
     def loss(rewards, terminated):

@@ -78,6 +78,7 @@ def test_agent_row_agrees_with_its_formula(peer, gamma, lambda_):
             assert_close([peers.time_major(theirs, rollout)], [oracle(**rollout.arguments())[0]])
 
 
+@pytest.mark.gate
 @each([*PEERS, *AGENTS])
 def test_row_runs_inside_jit(peer):
     with skip_import_errors():
