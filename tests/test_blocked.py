@@ -17,6 +17,7 @@ def test_any_length(length):
     matches_lax_scan(gae_jax, "blocked", length)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("batch", [(), (4, 1, 2), (0,)], ids=str)
 def test_any_batch_axes(batch):
     matches_lax_scan(gae_jax, "blocked", 20, batch)

@@ -47,6 +47,7 @@ def test_gae_output_can_be_serialised():
     assert_close(output, [np.asarray(x) for x in estimate(ARRAYS)], rtol=1e-6)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 @pytest.mark.parametrize("fn", [estimate, estimate_off_policy])
 def test_symbolic_number_of_workers(fn, platform):

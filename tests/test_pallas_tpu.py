@@ -21,6 +21,7 @@ from gae_jax._affine_scan.pallas_tpu import FEWEST_LANES, is_narrow, obstacle_to
 GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradients_match_oracle
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(("length", "lanes"), [(1, 1), (12, 130)])
 def test_simulated_on_a_tpu(length, lanes):
     """Blocks that are full and not, one block and several; no race between the cores."""
@@ -33,6 +34,7 @@ def test_any_batch_axes(batch):
         matches_lax_scan(gae_jax, "pallas", 20, batch)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("law", GAE_LAWS, ids=lambda law: law.__name__)
 def test_gae_obeys_the_law(law):
     """With every argument, and with parameters that vary over time and that do not."""

@@ -58,6 +58,7 @@ def test_gamma_and_lambda_by_worker_and_two_batch_axes():
     estimator_laws.vtrace_on_policy_is_gae(gae_jax, rollout)
 
 
+@pytest.mark.gate
 @pytest.mark.versions
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_vmap_and_another_axis_of_time(clips):
@@ -79,6 +80,7 @@ def test_narrow_floats_in_and_out():
     assert all(x.dtype == jnp.float16 for x in estimate(narrow))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 @pytest.mark.usefixtures("fast_compilation")
 def test_derivatives(clips):
