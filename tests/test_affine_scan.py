@@ -31,6 +31,7 @@ def test_law(law, implementation):
     law(gae_jax, implementation)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.usefixtures("fast_compilation", "kernel_in_an_interpreter")
 def test_inside_scan_and_checkify(implementation):
@@ -87,6 +88,7 @@ def gradient(lib, implementation, init, xs, shared):
     return jax.grad(loss, argnums=(0, 1, 2))(init, xs["a"], shared)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("platform", "loops", "kernels"), [("cpu", 1, 0), ("cuda", 0, 0), ("rocm", 0, 0), ("tpu", 0, 1)]
 )
@@ -96,6 +98,7 @@ def test_choice_of_each_platform(platform, loops, kernels):
     assert program.count("tpu_custom_call") == kernels
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 @pytest.mark.parametrize("implementation", ["scan", "blocked", None])
 def test_gradient_has_the_two_loops_of_lax_scan(implementation, platform):
@@ -103,6 +106,7 @@ def test_gradient_has_the_two_loops_of_lax_scan(implementation, platform):
     assert lowered(implementation, platform, gradient).count("stablehlo.while") == 2
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("transformation", [lambda fn: fn, jax.jit, jax.grad], ids=["eager", "jit", "grad"])
 def test_named_kernel_on_another_platform(transformation):
     _, xs, shared = problem(0, 5, (32,))
@@ -114,6 +118,7 @@ def test_named_kernel_on_another_platform(transformation):
         transformation(loss)(jnp.ones(32))
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("implementation", ["scan", "blocked"])
 def test_export_of_a_named_implementation_for_all_platforms(implementation):
     """Without a name, there is one artifact a platform: JAX refuses a program of all of them, with the TPU's kernel."""
@@ -122,6 +127,7 @@ def test_export_of_a_named_implementation_for_all_platforms(implementation):
     assert exported.mlir_module().count("stablehlo.while") == (implementation == "scan")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(("platform", "loops", "kernels"), [("cpu", 1, 0), ("cuda", 0, 0), ("tpu", 0, 1)])
 def test_export_of_one_artifact_a_platform(platform, loops, kernels):
     call = jax.jit(functools.partial(scanned, gae_jax, None))
@@ -130,6 +136,7 @@ def test_export_of_one_artifact_a_platform(platform, loops, kernels):
     assert program.count("tpu_custom_call") == kernels
 
 
+@pytest.mark.versions
 def test_symbolic_number_of_rows():
     rows, lanes = export.symbolic_shape("T, N")
     arrays = jax.ShapeDtypeStruct((lanes,), jnp.float32), jax.ShapeDtypeStruct((rows, lanes), jnp.float32)

@@ -43,6 +43,7 @@ def mistakes(report):
     return {verdict.mistake for verdict in report.verdicts} - {None}
 
 
+@pytest.mark.versions
 def test_gae_is_right():
     report = check_gae(right)
     assert report.right

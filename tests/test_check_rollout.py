@@ -194,6 +194,7 @@ def checks_then_gae(arguments):
     return gae_jax.gae(**arguments)
 
 
+@pytest.mark.versions
 def test_chexify(monkeypatch):
     # Chex remembers each chexified function, and at exit warns of it.
     monkeypatch.setattr("chex._src.asserts_internal.CHEXIFY_STORAGE.wait_fns", [])

@@ -189,6 +189,7 @@ def test_over_two_mesh_axes(mean, masked):
     assert collective_bytes(program) <= 8 * 4
 
 
+@pytest.mark.versions
 def test_over_one_of_two_mesh_axes():
     x = normal(300.0)
     mask = first_row_masked(x)
@@ -207,6 +208,7 @@ def test_gradient_over_two_mesh_axes():
     assert_close([split], [np.asarray(alone)], rtol=1e-5)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 def test_sharded_by_the_compiler(kind):
     mesh = Mesh(MESH.devices, MESH.axis_names, axis_types=(kind,) * 2)
@@ -215,6 +217,7 @@ def test_sharded_by_the_compiler(kind):
     assert_close([jax.jit(normalize)(split)], [standardized(x)], rtol=1e-6)
 
 
+@pytest.mark.versions
 def test_over_the_axes_of_vmap_and_pmap():
     x = normal(300.0, shape=(8, 24))
     for wrap in (jax.vmap, jax.pmap):
@@ -274,6 +277,7 @@ def test_refuses(change, error, message):
     assert "time" not in str(raised.value)
 
 
+@pytest.mark.versions
 def test_refuses_an_axis_that_the_mesh_lacks_or_a_name_twice():
     for axis_name in ("time", ("data", "time")):
         with pytest.raises(ValueError, match="`axis_name` must name mesh axes"):

@@ -22,7 +22,7 @@ GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradien
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize(("length", "lanes"), [(1, 1), (12, 130)])
+@pytest.mark.parametrize(("length", "lanes"), [(1, 1), pytest.param(12, 130, marks=pytest.mark.versions)])
 def test_simulated_on_a_tpu(length, lanes):
     """Blocks that are full and not, one block and several; no race between the cores."""
     kernel_matches_lax_scan(gae_jax, length, lanes)
@@ -49,12 +49,14 @@ def pallas_scan(init, xs):
     return affine_scan(lambda h, x, _: (h / 2 + x, h), init, xs, (), implementation="pallas")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
 def test_other_widths_are_refused(dtype):
     with pytest.raises(NotImplementedError, match=r"the kernel reads flags and 32 bits; got (bfloat16|int8)"):
         jax.eval_shape(pallas_scan, jnp.ones(2), jnp.ones((3, 2), dtype))
 
 
+@pytest.mark.versions
 def test_symbolic_batch_is_refused():
     [lanes] = export.symbolic_shape("N")
     arrays = jax.ShapeDtypeStruct((lanes,), jnp.float32), jax.ShapeDtypeStruct((3, lanes), jnp.float32)
@@ -62,6 +64,7 @@ def test_symbolic_batch_is_refused():
         export.export(jax.jit(pallas_scan), platforms=("tpu",))(*arrays)
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=kernel_on_explicit_axes)], ids=str
 )

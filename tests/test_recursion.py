@@ -8,7 +8,8 @@ from support.laws import assert_close
 from support.oracle import oracle
 from support.rollouts import random_rollout
 
-from gae_jax import gae
+import gae_jax
+from gae_jax import gae, n_step_advantages
 
 
 @pytest.mark.parametrize("batch", [(0,), (1,), (2, 3, 1, 2)])
@@ -100,3 +101,37 @@ def test_steps_of_different_lengths():
         lambda_=1.0,
     )
     assert_close(coarse, [x[starts] for x in fine])
+
+
+STEPS, WORKERS = 12, 4
+# Episodes end in rows 3 and 7 of every worker, by termination or truncation.
+ENDS = np.broadcast_to(np.isin(np.arange(STEPS), (3, 7))[:, None], (STEPS, WORKERS))
+ROLLOUT = random_rollout(0, steps=STEPS, batch=(WORKERS,), gamma="both", lambda_="both").replace(
+    terminated=ENDS & (np.arange(WORKERS) % 2 == 0), truncated=ENDS & (np.arange(WORKERS) % 2 == 1)
+)
+
+
+@pytest.mark.parametrize("parameter", [None, "gamma", "lambda_"])
+@pytest.mark.parametrize("implementation", ["scan", "blocked"])
+@pytest.mark.parametrize("estimator", ["gae", "vtrace", "n_step_advantages"])
+def test_a_number_that_is_not_finite_stays_within_its_episode(estimator, implementation, parameter):
+    """Also where gamma or lambda_ is 0, where the implementations differ in which rows of the episode it reaches."""
+    rollout = ROLLOUT if parameter is None else ROLLOUT.replace(**{parameter: np.zeros((STEPS, WORKERS), np.float32)})
+
+    def results(rollout):
+        arguments = rollout.arguments()
+        if estimator == "n_step_advantages":
+            del arguments["lambda_"]
+            return (n_step_advantages(**arguments, n=5),)
+        if estimator == "vtrace":
+            arguments["log_rhos"] = np.sin(ROLLOUT.rewards)
+        return getattr(gae_jax, estimator)(**arguments, implementation=implementation)
+
+    want = results(rollout)
+    for name in ("rewards", "values", "final_values"):
+        for x in (np.nan, np.inf):
+            bad = getattr(rollout, name).copy()
+            bad[7 if name == "final_values" else 5] = x
+            other_episodes = np.r_[0:4, 8:STEPS]
+            for g, w in zip(results(rollout.replace(**{name: bad})), want, strict=True):
+                np.testing.assert_array_equal(g[other_episodes], w[other_episodes])

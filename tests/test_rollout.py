@@ -239,15 +239,20 @@ def test_neither_flags_nor_parameters_decide_the_dtype(estimator):
     narrow = rollout.map_arrays(lambda x: x.astype(jnp.float16 if x.dtype == np.float32 else np.float32)).replace(
         **wide
     )
-    assert estimated(estimator, narrow.arguments()).dtype == jnp.float16
+
+    def dtype(rollout):
+        return jax.eval_shape(lambda: estimated(estimator, rollout.arguments())).dtype
+
+    assert dtype(narrow) == jnp.float16
     with enable_x64(True):
-        assert estimated(estimator, rollout.arguments()).dtype == jnp.float32
-        assert estimated(estimator, narrow.arguments()).dtype == jnp.float16
+        assert dtype(rollout) == jnp.float32
+        assert dtype(narrow) == jnp.float16
 
         def iteration(rewards, _):
             return estimated(estimator, rollout.arguments() | {"rewards": rewards}), None
 
-        assert jax.lax.scan(iteration, rollout.rewards, length=2)[0].dtype == jnp.float32
+        carry, _ = jax.eval_shape(lambda: jax.lax.scan(iteration, rollout.rewards, length=2))
+        assert carry.dtype == jnp.float32
 
 
 def test_jax_arrays_equal_numpy_arrays():
@@ -280,8 +285,8 @@ def test_gamma_is_not_rounded_to_the_type_of_the_rewards():
 def test_no_drift_over_a_long_rollout_in_bfloat16(gamma, lambda_):
     """The error of the recursion is below 2% of the root mean square of the advantages."""
     rng = np.random.default_rng(0)
-    rewards, values = (rng.normal(size=(n, 2)).astype(jnp.bfloat16) for n in (2048, 2049))
-    terminated = np.zeros((2048, 2), bool)
+    rewards, values = (rng.normal(size=(n, 2)).astype(jnp.bfloat16) for n in (1024, 1025))
+    terminated = np.zeros((1024, 2), bool)
     got = gae(rewards, values, terminated, gamma=gamma, lambda_=lambda_).advantages
     want, _ = oracle(rewards, values, terminated, gamma=gamma, lambda_=lambda_)
     assert got.dtype == jnp.bfloat16
@@ -289,39 +294,6 @@ def test_no_drift_over_a_long_rollout_in_bfloat16(gamma, lambda_):
 
 
 # What a call depends on.
-
-STEPS, WORKERS = 12, 4
-# Episodes end in rows 3 and 7 of every worker, by termination or truncation.
-ENDS = np.broadcast_to(np.isin(np.arange(STEPS), (3, 7))[:, None], (STEPS, WORKERS))
-ROLLOUT = random_rollout(0, steps=STEPS, batch=(WORKERS,), gamma="both", lambda_="both").replace(
-    terminated=ENDS & (np.arange(WORKERS) % 2 == 0), truncated=ENDS & (np.arange(WORKERS) % 2 == 1)
-)
-
-
-@pytest.mark.parametrize("parameter", [None, "gamma", "lambda_"])
-@pytest.mark.parametrize("implementation", ["scan", "blocked"])
-@pytest.mark.parametrize("estimator", ["gae", "vtrace", "n_step_advantages"])
-def test_a_number_that_is_not_finite_stays_within_its_episode(estimator, implementation, parameter):
-    """Also where gamma or lambda_ is 0, where the implementations differ in which rows of the episode it reaches."""
-    rollout = ROLLOUT if parameter is None else ROLLOUT.replace(**{parameter: np.zeros((STEPS, WORKERS), np.float32)})
-
-    def results(rollout):
-        arguments = rollout.arguments()
-        if estimator == "n_step_advantages":
-            del arguments["lambda_"]
-            return (n_step_advantages(**arguments, n=5),)
-        if estimator == "vtrace":
-            arguments["log_rhos"] = np.sin(ROLLOUT.rewards)
-        return getattr(gae_jax, estimator)(**arguments, implementation=implementation)
-
-    want = results(rollout)
-    for name in ("rewards", "values", "final_values"):
-        for x in (np.nan, np.inf):
-            bad = getattr(rollout, name).copy()
-            bad[7 if name == "final_values" else 5] = x
-            other_episodes = np.r_[0:4, 8:STEPS]
-            for g, w in zip(results(rollout.replace(**{name: bad})), want, strict=True):
-                np.testing.assert_array_equal(g[other_episodes], w[other_episodes])
 
 
 def count_traces(monkeypatch, module):
@@ -353,8 +325,8 @@ def test_time_axis_counted_from_either_end_compiles_once(estimator, monkeypatch)
 
 
 def test_float64_arrays_give_float64_under_x64_only():
-    arrays = {k: np.asarray(x, np.float64) for k, x in ROLLOUT.arguments().items() if k in ("rewards", "values")}
-    arguments = ROLLOUT.replace(**arrays, final_values=None, gamma=0.9, lambda_=0.8).arguments()
+    arrays = {k: np.asarray(x, np.float64) for k, x in TYPED.arguments().items() if k in ("rewards", "values")}
+    arguments = TYPED.replace(**arrays, final_values=None).arguments()
     assert gae(**arguments).advantages.dtype == jnp.float32
     with enable_x64(True):
         assert gae(**arguments).advantages.dtype == jnp.float64

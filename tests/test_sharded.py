@@ -56,17 +56,14 @@ def placed(mesh, time=None, workers=None):
 ONE_AXIS, TWO_AXES = {"a": 8}, {"a": 4, "b": 2}
 
 
-@versions
 @pytest.mark.parametrize(
     ("kind", "implementation", "axes", "context"),
     [
-        *((kind, None, ONE_AXIS, True) for kind in (Auto, Explicit)),
+        *(pytest.param(kind, None, ONE_AXIS, True, marks=versions) for kind in (Auto, Explicit)),
         *(pytest.param(kind, "blocked", ONE_AXIS, True, marks=gate) for kind in (Auto, Explicit)),
         *(pytest.param(kind, None, TWO_AXES, False, marks=gate) for kind in (Auto, Explicit)),
-        *(
-            pytest.param(Explicit, "pallas", axes, context, marks=(gate, kernel_on_explicit_axes))
-            for axes, context in ((ONE_AXIS, True), (TWO_AXES, False))
-        ),
+        pytest.param(Explicit, "pallas", ONE_AXIS, True, marks=(gate, versions, kernel_on_explicit_axes)),
+        pytest.param(Explicit, "pallas", TWO_AXES, False, marks=(gate, kernel_on_explicit_axes)),
     ],
     ids=str,
 )
@@ -139,14 +136,17 @@ def test_time_split_obeys_the_law(law, check_vma):
 BOTH, TIME = ("time", "workers"), ("time",)
 
 
-@versions
 @gate
 @pytest.mark.parametrize(
     ("implementation", "manual", "kind"),
     [
-        *((name, BOTH, kind) for name in (None, "blocked", "pallas") for kind in (Auto, Explicit)),
-        *((name, TIME, Auto) for name in (None, "blocked")),
-        *(pytest.param(name, TIME, Explicit, marks=shard_map_of_some_axes) for name in (None, "blocked")),
+        *((name, BOTH, kind) for name in (None, "blocked") for kind in (Auto, Explicit)),
+        ("pallas", BOTH, Auto),
+        pytest.param("pallas", BOTH, Explicit, marks=versions),
+        pytest.param(None, TIME, Auto, marks=versions),
+        ("blocked", TIME, Auto),
+        pytest.param(None, TIME, Explicit, marks=(versions, shard_map_of_some_axes)),
+        pytest.param("blocked", TIME, Explicit, marks=shard_map_of_some_axes),
     ],
     ids=str,
 )
@@ -223,7 +223,6 @@ def test_collectives_of_a_gradient(implementation):
     assert collectives(fn.lower(*arrays).compile()) == {"all-gather": 1, "reduce-scatter": 1}
 
 
-@versions
 @gate
 @pytest.mark.parametrize(
     ("implementation", "check_vma", "reverse"),
@@ -231,7 +230,7 @@ def test_collectives_of_a_gradient(implementation):
         (None, True, True),
         (None, True, False),
         ("blocked", False, True),
-        pytest.param("pallas", False, False, marks=kernel_with_derivative_per_shard),
+        pytest.param("pallas", False, False, marks=(versions, kernel_with_derivative_per_shard)),
     ],
 )
 def test_affine_scan_split(implementation, check_vma, reverse):

@@ -37,7 +37,6 @@ def wanted(clips):
     return vtrace_oracle(**{k: np.asarray(x) for k, x in ARRAYS.items()}, gamma=0.9, lambda_=0.8, **clips)
 
 
-@pytest.mark.versions
 @pytest.mark.parametrize(
     "law",
     [
@@ -59,7 +58,6 @@ def test_gamma_and_lambda_by_worker_and_two_batch_axes():
 
 
 @pytest.mark.gate
-@pytest.mark.versions
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_vmap_and_another_axis_of_time(clips):
     fn = functools.partial(estimate, **clips)
@@ -69,7 +67,6 @@ def test_vmap_and_another_axis_of_time(clips):
     assert_close([x.T for x in turned], wanted(clips))
 
 
-@pytest.mark.versions
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_blocked(clips):
     assert_close(estimate(SPLIT, implementation="blocked", **clips), wanted(clips))
@@ -92,8 +89,9 @@ def test_derivatives(clips):
         check_grads(jax.jit(lambda x: estimate(x | flags, **clips)), (wide,), order=1)
 
 
-@pytest.mark.versions
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.versions)], ids=lambda kind: kind.name
+)
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_workers_split_over_devices(clips, kind):
     mesh = make_mesh(kind, workers=8)
