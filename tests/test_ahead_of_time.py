@@ -116,7 +116,7 @@ def test_kernel_with_every_argument():
     assert text.count('custom_call_target="tpu_custom_call"') == 2  # one scan finds lambda_ before each row
 
 
-@pytest.mark.parametrize("chip", chips.TPUS)
+@pytest.mark.parametrize("chip", ["v5e", "v5p"])
 def test_estimated_cycles_of_each_implementation(chip):
     """The compiler's own estimate, at 128 x 4096: two blocks of lanes, and one of time."""
     rollout = shapes(128, 4096)

@@ -26,7 +26,7 @@ brax_env, brax_ppo, checkpoints, optax, runs = map(
     pytest.importorskip, ("brax_env", "brax_ppo", "checkpoints", "optax", "runs")
 )
 
-pytestmark = pytest.mark.examples
+pytestmark = [pytest.mark.examples, pytest.mark.usefixtures("fast_compilation")]
 ROOT = pathlib.Path(__file__).parents[1]
 SECONDS = 240
 
@@ -177,7 +177,8 @@ def test_a_killed_run_goes_on_to_the_same_state(run, monkeypatch, tmp_path):
 
     monkeypatch.undo()
     command = [sys.executable, ROOT / "examples" / "brax_ppo.py", *RUN, "--out", killed]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    like_this_one = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | like_this_one
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         while not any(path.name.isdigit() for path in (killed / "checkpoints").glob("*")):  # renamed when it is whole
             assert process.poll() is None
