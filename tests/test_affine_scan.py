@@ -31,7 +31,6 @@ def test_law(law, implementation):
     law(gae_jax, implementation)
 
 
-@pytest.mark.versions
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.usefixtures("fast_compilation", "kernel_in_an_interpreter")
 def test_inside_scan_and_checkify(implementation):

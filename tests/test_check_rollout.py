@@ -213,7 +213,7 @@ def test_inside_other_transformations(wrap):
 
     rewards, terminated = jnp.ones((T, T)), jnp.full((T, T), 3)
     arguments = (rewards, terminated) if wrap is jax.vmap else (rewards[0], terminated[0])
-    error, _ = checkify.checkify(wrap(loss))(*arguments)
+    error, _ = jax.jit(checkify.checkify(wrap(loss)))(*arguments)
     with pytest.raises(checkify.JaxRuntimeError, match="`terminated` must hold 0 and 1"):
         error.throw()
 

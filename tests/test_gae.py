@@ -200,10 +200,12 @@ def test_grad_of_vmap_and_vmap_of_grad():
     def loss(inputs, flags):
         return jnp.sum(advantages(inputs, flags) ** 2)
 
-    batched = jax.grad(loss)(INPUTS, FLAGS_OF_ROLLOUT)
+    batched = jax.jit(jax.grad(loss))(INPUTS, FLAGS_OF_ROLLOUT)
     over_workers = jax.vmap(loss, in_axes=1)
-    assert_trees_close(jax.grad(lambda inputs: jnp.sum(over_workers(inputs, FLAGS_OF_ROLLOUT)))(INPUTS), batched)
-    assert_trees_close(jax.vmap(jax.grad(loss), in_axes=1, out_axes=1)(INPUTS, FLAGS_OF_ROLLOUT), batched)
+    of_vmap = jax.jit(jax.grad(lambda inputs: jnp.sum(over_workers(inputs, FLAGS_OF_ROLLOUT))))
+    of_each = jax.jit(jax.vmap(jax.grad(loss), in_axes=1, out_axes=1))
+    assert_trees_close(of_vmap(INPUTS), batched)
+    assert_trees_close(of_each(INPUTS, FLAGS_OF_ROLLOUT), batched)
 
 
 @pytest.mark.parametrize(("gamma", "lambda_", "dead", "order"), [(0.9, 0.8, 0.0, 2), ("both", "step", 0.3, 1)])
