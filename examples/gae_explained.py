@@ -968,6 +968,6 @@ neighbours = [float(np.corrcoef(a[:-1], a[1:])[0, 1]) for a in np.asarray(advant
 print("correlation of neighbours in time:", np.round(neighbours, 2))
 assert neighbours[:5] == sorted(neighbours[:5])  # up to 0.95; beyond, the curves are all smooth
 assert neighbours[0] < 0.2 < 0.9 < min(neighbours[4:])
-change = np.sqrt(np.mean((np.asarray(advantages) - advantages[:, [4]]) ** 2, axis=0))  # from those of 0.95
-assert change[-1] > 0.5 * change[0]  # beyond 0.95 the advantages change more than half as much as up to it
+change = np.sqrt(np.mean((np.asarray(advantages) - advantages[:, [4]]) ** 2, axis=0))  # from λ = 0.95
+assert change[-1] > 0.5 * change[0]  # more from 0.95 to 1 than half of the change from 0 to 0.95
 figures.lambdas(rewards, values, np.asarray(advantages), strip)

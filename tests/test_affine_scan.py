@@ -31,7 +31,7 @@ def test_law(law, implementation):
     law(gae_jax, implementation)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", ["scan", *IMPLEMENTATIONS])
 @pytest.mark.usefixtures("fast_compilation", "kernel_in_an_interpreter")
 def test_inside_scan_and_checkify(implementation):
     init, xs, shared = problem(0, 5, (2,))
@@ -46,7 +46,7 @@ def test_inside_scan_and_checkify(implementation):
         assert_all_close(jax.jit(lambda init: scan(init, xs, shared))(init), want)
 
 
-@pytest.mark.parametrize("implementation", ["blocked", None])
+@pytest.mark.parametrize("implementation", ["scan", "blocked", None])
 def test_without_jit(implementation):
     arguments = problem(0, 5, (2,))
     want = scanned(None, None, *arguments)

@@ -68,7 +68,7 @@ def test_matches_oracle(rollout, time_axis, split, flag_dtype, implementation):
 @pytest.mark.usefixtures("fast_compilation")
 def test_law(law):
     @given(seeds, kinds)
-    @hypothesis.settings(max_examples=max(1, MOST_EXAMPLES // 60))
+    @hypothesis.settings(max_examples=max(1, MOST_EXAMPLES // 40))
     def check(seed, kind):
         for i in range(3):  # a kind is compiled once
             law(gae_jax, random_rollout(seed + i, **kind))

@@ -285,8 +285,8 @@ def test_gamma_is_not_rounded_to_the_type_of_the_rewards():
 def test_no_drift_over_a_long_rollout_in_bfloat16(gamma, lambda_):
     """The error of the recursion is below 2% of the root mean square of the advantages."""
     rng = np.random.default_rng(0)
-    rewards, values = (rng.normal(size=(n, 2)).astype(jnp.bfloat16) for n in (1024, 1025))
-    terminated = np.zeros((1024, 2), bool)
+    rewards, values = (rng.normal(size=(n, 2)).astype(jnp.bfloat16) for n in (2048, 2049))
+    terminated = np.zeros((2048, 2), bool)
     got = gae(rewards, values, terminated, gamma=gamma, lambda_=lambda_).advantages
     want, _ = oracle(rewards, values, terminated, gamma=gamma, lambda_=lambda_)
     assert got.dtype == jnp.bfloat16

@@ -117,20 +117,20 @@ def test_time_split_matches_oracle(rollout, devices, implementation):
 @gate
 @pytest.mark.usefixtures("fast_compilation")
 @pytest.mark.parametrize(
-    ("law", "example", "check_vma"),
+    ("law", "check_vma"),
     [
-        (laws.matches_oracle, 0, True),  # lambda_ varies
-        (laws.matches_oracle, 7, True),  # lambda_ does not
-        (laws.any_time_axis, 0, True),
-        (laws.unused_entries_affect_nothing, 0, True),
-        (laws.gradients_match_oracle, 0, True),
-        (laws.gradients_match_oracle, 7, False),
+        (laws.matches_oracle, True),
+        (laws.any_time_axis, True),
+        (laws.unused_entries_affect_nothing, True),
+        (laws.gradients_match_oracle, True),
+        (laws.gradients_match_oracle, False),
     ],
     ids=lambda x: getattr(x, "__name__", None),
 )
-def test_time_split_obeys_the_law(law, example, check_vma):
+def test_time_split_obeys_the_law(law, check_vma):
     split = laws.Library(over_time(gae, 3, check_vma=check_vma))
-    law(split, EXAMPLES[example])
+    for rollout in (EXAMPLES[0], EXAMPLES[7]):  # lambda_ varies, or does not
+        law(split, rollout)
 
 
 BOTH, TIME = ("time", "workers"), ("time",)

@@ -144,10 +144,10 @@ def run_adapter(row: str, names: Names) -> Any:
     return eval(adapters()[row], pages.imports(PAGE), names)
 
 
-def trace_adapter(row: str, names: Names) -> Any:
-    """The shapes and dtypes of the same, where arrays and tuples of arrays are traced, as inside jit."""
+def run_adapter_inside_jit(row: str, names: Names) -> Any:
+    """The same, where arrays and tuples of arrays are arguments of a jitted function."""
     arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | tuple)}
-    return jax.eval_shape(lambda arrays: run_adapter(row, names | arrays), arrays)
+    return jax.jit(lambda arrays: run_adapter(row, names | arrays))(arrays)
 
 
 def advantages_of(output: GAEOutput | Array) -> Array:
