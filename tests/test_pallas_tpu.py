@@ -28,6 +28,7 @@ def test_simulated_on_a_tpu(length, lanes):
     kernel_matches_lax_scan(gae_jax, length, lanes)
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("batch", [(), (4, 1, 2)], ids=str)
 def test_any_batch_axes(batch):
     with interpreted_kernel():

@@ -106,6 +106,7 @@ def test_the_compiler_is_not_asked_to_split_the_kernel():
 
 
 @versions
+@gate
 @given(rollout=rollouts, devices=st.sampled_from([2, 8]), implementation=st.sampled_from([None, "blocked"]))
 @hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 40))
 def test_time_split_matches_oracle(rollout, devices, implementation):
@@ -265,6 +266,7 @@ def halve(carry, row, _):
 
 
 @versions
+@gate
 def test_first_carry_is_read_where_the_scan_begins():
     """On all other devices it may be NaN."""
     xs = jnp.arange(1.0, 9.0)
@@ -280,6 +282,7 @@ def test_first_carry_is_read_where_the_scan_begins():
 
 
 @versions
+@gate
 @pytest.mark.parametrize("mapped", [jax.vmap, jax.pmap], ids=["vmap", "pmap"])
 def test_over_a_named_axis_of(mapped):
     shards = jax.tree.map(lambda x: x.reshape(4, 10, 16), {k: x for k, x in ARRAYS.items() if x.ndim > 1})

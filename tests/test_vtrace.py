@@ -67,6 +67,7 @@ def test_vmap_and_another_axis_of_time(clips):
     assert_close([x.T for x in turned], wanted(clips))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_blocked(clips):
     assert_close(estimate(SPLIT, implementation="blocked", **clips), wanted(clips))
