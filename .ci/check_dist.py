@@ -18,6 +18,6 @@ assert not others, f"not of the package, in {wheel.name}: {others}"
 (sdist,) = directory.glob("*.tar.gz")
 with tarfile.open(sdist) as archive:
     in_sdist = {name.partition("/")[2] for name in archive.getnames()}
-wanted = package | {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py", "examples/brax_ppo.py"}
+wanted = package | {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py", "examples/brax_ppo/ppo.py"}
 assert wanted <= in_sdist, f"not in {sdist.name}: {wanted - in_sdist}"
 print(f"{len(package)} files of the package in {wheel.name} and {sdist.name}")

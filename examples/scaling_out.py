@@ -92,7 +92,7 @@ def run(split: Split, rollout: dict[str, np.ndarray], alone: np.ndarray) -> list
 
     fn = functools.partial(estimate, lambda_varies=split.lambda_varies, implementation=split.implementation)
     if split.by_hand:
-        fn = functools.partial(fn, axis_name=time)
+        fn = functools.partial(fn, time_axis_name=time)
         fn = jax.shard_map(fn, mesh=mesh, in_specs=(specs,), out_specs=specs["rewards"])
     arrays = {name: place(x, specs[name]) for name, x in rollout.items()}
     program = jax.jit(fn).lower(arrays).compile()

@@ -1,6 +1,6 @@
 """Agents from the package index, trained with their own advantage estimator and with `gae` in its place.
 
-    python examples/swap_in.py                                 # examples/agents.md shows what it prints
+    python examples/swap_in.py                                 # examples/guides/agents.md shows what it prints
     python examples/swap_in.py --agent rejax --seeds 1 --steps 4096
     python examples/swap_in.py --compile-times 16 64           # of skrl's estimator and of `gae`, nothing else
 

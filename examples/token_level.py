@@ -7,7 +7,7 @@ before the token, V(s_t) its value. Only tokens that the policy chose are transi
 recursion skips all others, so credit passes from the answer over the tool's output to the call of the tool.
 
 The log probabilities, scores and values are made up, so that the numbers can be followed by hand. The calls are those
-of a real trainer; examples/tokens.md explains each of them.
+of a real trainer; examples/guides/tokens.md explains each of them.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def make_batch() -> Batch:
 
 @jax.jit
 def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: float) -> Estimates:
-    """Runs five recipes of examples/tokens.md, line by line as they are printed there."""
+    """Runs five recipes of examples/guides/tokens.md, line by line as they are printed there."""
     mask, finished, scores, log_probs, ref_log_probs, values, last_values = batch
 
     last = mask & (jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True))  # the last token of each answer

@@ -131,15 +131,15 @@ def check_is_name(name: str, x: Any) -> None:
         raise TypeError(f"`{name}` must be a string; got {x!r}")
 
 
-def check_axis_names(*names: Any) -> None:
+def check_axis_names(argument: str, *names: Any) -> None:
     """Raises unless these are names of mesh axes that a `jax.shard_map` around this call maps over."""
     for name in names:
-        check_is_name("axis_name", name)
+        check_is_name(argument, name)
         try:
             lax.axis_size(name)
         except NameError:
             raise ValueError(
-                f"`axis_name` must name mesh axes of a jax.shard_map around this call; got {name!r}"
+                f"`{argument}` must name mesh axes of a jax.shard_map around this call; got {name!r}"
             ) from None
     if len(set(names)) < len(names):
-        raise ValueError(f"`axis_name` must not repeat a name; got {names!r}")
+        raise ValueError(f"`{argument}` must not repeat a name; got {names!r}")

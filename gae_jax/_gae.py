@@ -38,7 +38,7 @@ def gae(
     final_values: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     time_axis: int = 0,
-    axis_name: str | None = None,
+    time_axis_name: str | None = None,
     implementation: str | None = None,
 ) -> GAEOutput:
     """Computes Generalized Advantage Estimation over a batch of rollouts.
@@ -75,10 +75,10 @@ def gae(
         only resets. The recursion skips the row, so the row before it continues with the next unmasked row. The
         advantage of a masked row is 0. Its target is V(s_t), or 0 if V(s_t) is not finite. The reward and the flags of
         a masked row are not read. If a reward or an end arrives there, as on another player's turn, first move it to
-        the unmasked row before it: a recipe in examples/tokens.md.
+        the unmasked row before it: a recipe in examples/guides/tokens.md.
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`.
-      axis_name: inside `jax.shard_map`, the mesh axis that time is split over. Device i holds the i-th shard of each
-        array that has an axis of time, and `T` is the length of a shard. `bootstrap_value` is V(s_T) of the whole
+      time_axis_name: inside `jax.shard_map`, the mesh axis that time is split over. Device i holds the i-th shard of
+        each array that has an axis of time, and `T` is the length of a shard. `bootstrap_value` is V(s_T) of the whole
         rollout, used on the last device only. The communication does not depend on `T`: one all-gather of two numbers
         per worker, and one more exchange if lambda_ varies over time or T is 1.
       implementation: the scan over time: "scan" is a loop, "blocked" has no loop, "pallas" is a TPU kernel. None
@@ -119,13 +119,13 @@ def gae(
     rollout = Rollout(
         rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
     )
-    axis = check_before_jit(rollout, time_axis, axis_name=axis_name, implementation=implementation)
-    return _gae(rollout, time_axis=axis, axis_name=axis_name, implementation=implementation)
+    axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name, implementation=implementation)
+    return _gae(rollout, time_axis=axis, time_axis_name=time_axis_name, implementation=implementation)
 
 
-@functools.partial(jax.jit, static_argnames=("time_axis", "axis_name", "implementation"))
-def _gae(rollout: Rollout, *, time_axis: int, axis_name: str | None, implementation: str | None) -> GAEOutput:
-    options = {"axis_name": axis_name, "implementation": implementation}
+@functools.partial(jax.jit, static_argnames=("time_axis", "time_axis_name", "implementation"))
+def _gae(rollout: Rollout, *, time_axis: int, time_axis_name: str | None, implementation: str | None) -> GAEOutput:
+    options = {"time_axis_name": time_axis_name, "implementation": implementation}
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
     advantages = advantages_of(rollout, lambda_before_each_row(rollout, **options), **options)
     targets = advantages + value_or_zero(rollout)  # as another output of the scan, they would need another buffer

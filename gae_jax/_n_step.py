@@ -54,7 +54,7 @@ def n_step_advantages(
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition. The recursion skips the row and does not
         count it among the n steps. The advantage of a masked row is 0.
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`. Time cannot be split over devices:
-        this function has no `axis_name`.
+        this function has no `time_axis_name`.
 
     Returns:
       The advantages, in the shape of `rewards`; dtype as in `gae`.

@@ -60,7 +60,7 @@ def normalize(
         check_is_array("mask", mask, flags=True)
         check_shape("mask", mask, np.shape(advantages), "the shape of `advantages`")
     if axis_name is not None:
-        check_axis_names(*(axis_name if isinstance(axis_name, tuple) else (axis_name,)))
+        check_axis_names("axis_name", *(axis_name if isinstance(axis_name, tuple) else (axis_name,)))
     epsilon, ddof = as_number("epsilon", epsilon), as_number("ddof", ddof)
     return _normalize(advantages, mask, epsilon, ddof, axis_name=axis_name)
 

@@ -72,13 +72,20 @@ def zero_where_masked(mask: Array | None, x: Array) -> Array:
 
 
 def advantages_of(
-    rollout: Rollout, lambda_before: Array, *, axis_name: str | None = None, implementation: str | None = None
+    rollout: Rollout, lambda_before: Array, *, time_axis_name: str | None = None, implementation: str | None = None
 ) -> Array:
     """Returns A_t of every row, `[T, *B]`."""
 
     def of_one_worker(rows: dict[str, Any], shared: dict[str, Any], bootstrap_value: Array) -> Array:
-        options = {"axis_name": axis_name, "implementation": implementation}
-        _, advantages = affine_scan(skipping_step, bootstrap_value, rows, shared, reverse=True, **options)
+        _, advantages = affine_scan(
+            skipping_step,
+            bootstrap_value,
+            rows,
+            shared,
+            reverse=True,
+            axis_name=time_axis_name,
+            implementation=implementation,
+        )
         return advantages
 
     return of_each_worker(of_one_worker, rollout, lambda_before)
@@ -111,21 +118,25 @@ def broadcast_like(x: Array, like: Array) -> Array:
 
 
 def lambda_before_each_row(
-    rollout: Rollout, *, axis_name: str | None = None, implementation: str | None = None
+    rollout: Rollout, *, time_axis_name: str | None = None, implementation: str | None = None
 ) -> Array:
     """λ of the unmasked row before each row: A_t = δ_t + γ_t λ_t A_{t+1}, so h_{t+1} weighs A_{t+1} by λ_t."""
     lambda_, mask = rollout.lambda_, rollout.mask
-    is_shard_of_one_row = axis_name is not None and rollout.rewards.shape[0] == 1  # where λ may vary all the same
+    is_shard_of_one_row = time_axis_name is not None and rollout.rewards.shape[0] == 1  # where λ may vary all the same
     if lambda_.shape[0] == 1 and not is_shard_of_one_row:
         return lambda_
     if mask is None:
         before = lambda_[-1:]  # row 0 of the rollout has no row before it, and its h is not used
-        if axis_name is not None:
-            before = lax.ppermute(before, axis_name, [(i, i + 1) for i in range(lax.axis_size(axis_name) - 1)])
+        if time_axis_name is not None:
+            before = lax.ppermute(
+                before, time_axis_name, [(i, i + 1) for i in range(lax.axis_size(time_axis_name) - 1)]
+            )
         return jnp.concatenate([before, lambda_[:-1]])
     lambda_ = broadcast_like(lambda_, rollout.terminated)
     init = zeros_placed_like(lambda_[0])
-    return affine_scan(_last_unmasked, init, (lambda_, mask), (), axis_name=axis_name, implementation=implementation)[1]
+    return affine_scan(
+        _last_unmasked, init, (lambda_, mask), (), axis_name=time_axis_name, implementation=implementation
+    )[1]
 
 
 def _last_unmasked(last: Array, row: tuple[Array, Array], _: Any) -> tuple[Array, Array]:

@@ -46,7 +46,7 @@ def check_before_jit(
     rollout: Rollout,
     time_axis: int,
     *also_required: str,
-    axis_name: str | None = None,
+    time_axis_name: str | None = None,
     implementation: str | None = None,
 ) -> int:
     """Raises for what is wrong before jit, and returns `time_axis` counted from the front: one program for 1 and -1."""
@@ -61,8 +61,8 @@ def check_before_jit(
         raise ValueError("`final_values` is read only where `truncated` is set: pass `truncated`, too")
     if implementation is not None:
         check_is_name("implementation", implementation)
-    if axis_name is not None:
-        check_axis_names(axis_name)
+    if time_axis_name is not None:
+        check_axis_names("time_axis_name", time_axis_name)
     rows, axis = np.shape(rollout.rewards), as_integer("time_axis", time_axis)
     if not rows:
         raise ValueError("`rewards` must have an axis of time, shape [T, *B]; got a scalar, shape ()")

@@ -67,7 +67,7 @@ def vtrace(
       final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition, and the recursion skips it.
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`. Time cannot be split over devices:
-        this function has no `axis_name`.
+        this function has no `time_axis_name`.
       implementation: the scan over time, as in `gae`.
 
     Returns:

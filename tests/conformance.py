@@ -1,7 +1,7 @@
 """Prints the tables of tests/README.md, or makes random calls.
 
 python tests/conformance.py             # every peer that is installed, against `gae`
-python tests/conformance.py --recipes   # every recipe of examples/tokens.md, against its definition
+python tests/conformance.py --recipes   # every recipe of examples/guides/tokens.md, against its definition
 python tests/conformance.py --random 60 # random calls over all arguments for 60 seconds, against the oracle
 """
 

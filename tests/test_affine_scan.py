@@ -13,7 +13,7 @@ from support.scan_laws import assert_all_close, interpreted_kernel, problem, sca
 import gae_jax
 from gae_jax._affine_scan import affine_scan
 
-IMPLEMENTATIONS = ["blocked", *(pytest.param(name, marks=pytest.mark.gate) for name in ("pallas", None))]
+IMPLEMENTATIONS = ["blocked", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pallas", None))]
 LENGTH, LANES = 16, 32
 ABSTRACT = jax.eval_shape(lambda: problem(0, LENGTH, (LANES,)))
 
@@ -151,7 +151,7 @@ def test_symbolic_number_of_rows():
 # The memory of a gradient.
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_memory_of_a_gradient_grows_as_the_number_of_rows():
     def scratch(length):
         fn = jax.jit(functools.partial(gradient, gae_jax, "blocked"))

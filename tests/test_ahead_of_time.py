@@ -161,7 +161,7 @@ def test_time_split_over_chips(chip, implementation):
     lanes, count = 128, len(chips.devices(chip, chips.MANY[chip]))
 
     def fn(*rollout):
-        return call(*rollout, axis_name="all", implementation=implementation)
+        return call(*rollout, time_axis_name="all", implementation=implementation)
 
     for length in (1024, 65536):
         executable = split(chip, fn, length, lanes, time="all")

@@ -75,7 +75,7 @@ TYPES = [
     ({"gamma": True}, r"`gamma` must hold floating-point .*; got dtype bool"),
     ({"lambda_": "0.95"}, r"`lambda_` must be an array of numbers; got str"),
     ({"time_axis": [0]}, r"`time_axis` must be an integer; got \[0\]"),
-    ({"axis_name": ["time"]}, r"`axis_name` must be a string; got \['time'\]"),
+    ({"time_axis_name": ["time"]}, r"`time_axis_name` must be a string; got \['time'\]"),
     ({"implementation": ["scan"]}, r"`implementation` must be a string; got \['scan'\]"),
     ({"values": np.ma.zeros((T + 1, N))}, r"`values` must be an array of numbers; got MaskedArray$"),
     ({"mask": np.ma.zeros((T, N), bool)}, r"`mask` must be an array of flags; got MaskedArray"),
@@ -120,8 +120,8 @@ WRAPPED = [
 ] + [({"gamma": 10**400}, r"`gamma` holds integers that .* cannot hold")]
 NAMES = [
     (
-        {"axis_name": "time"},
-        r"`axis_name` must name mesh axes of a jax\.shard_map around this call; got 'time'",
+        {"time_axis_name": "time"},
+        r"`time_axis_name` must name mesh axes of a jax\.shard_map around this call; got 'time'",
     ),
     ({"implementation": "cuda"}, r"`implementation` must be None or one of 'scan', 'blocked', 'pallas'; got 'cuda'"),
 ]

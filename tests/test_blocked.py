@@ -10,14 +10,14 @@ import gae_jax
 from gae_jax._affine_scan.affine_map import AffineMap, apply, compose, mul_zero_absorbs
 
 
-@pytest.mark.parametrize("length", [1, 17, 257, *(pytest.param(n, marks=pytest.mark.gate) for n in (16, 129))])
+@pytest.mark.parametrize("length", [1, 17, 257, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 129))])
 @pytest.mark.usefixtures("fast_compilation")
 def test_any_length(length):
     """One stage, two, and three; a last block that is full, or holds one row."""
     matches_lax_scan(gae_jax, "blocked", length)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [(), (4, 1, 2), (0,)], ids=str)
 def test_any_batch_axes(batch):
     matches_lax_scan(gae_jax, "blocked", 20, batch)

@@ -51,7 +51,7 @@ def test_gae_is_right():
     assert str(report).count("right") == len(cases())
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANTED)
 def test_names_the_planted_mistake(name, tmp_path):
     [mutant] = [mutant for mutant in MUTANTS if mutant.name == name]
@@ -185,7 +185,7 @@ def of_brax(which):
     return fn
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_verdicts_on_rlax_and_brax():
     """All of them multiply NaN by 0. Brax's trainer never sets both flags in one row."""
     with peers.as_peers_want():

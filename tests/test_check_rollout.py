@@ -100,7 +100,7 @@ def test_does_not_look_at_entries_that_are_not_read(name, index, x):
 )
 def test_warns_of_what_a_masked_row_holds(name, index, x):
     arguments = with_entry(name, index, x)
-    where = rf"1, the first at \[{index[0]}, {index[1]}\]\. 'What arrives between my own steps' in examples/tokens.md "
+    where = rf"1, the first at \[{index[0]}, {index[1]}\]\. 'What arrives between my own steps' in examples/guides/tokens.md "
     message = rf"^`{name}` is not read where `mask` is False; entries other than 0 there: {where}"
     with pytest.warns(UserWarning, match=message) as warned:
         check_rollout(**arguments)
@@ -204,7 +204,7 @@ def test_chexify(monkeypatch):
         fn(with_entry("gamma", (0, 0), 1.5))
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [jax.vmap, jax.checkpoint, jax.grad], ids=lambda wrap: wrap.__name__)
 def test_inside_other_transformations(wrap):
     def loss(rewards, terminated):
@@ -232,7 +232,7 @@ def test_with_time_split_over_devices():
         def on_each(rollout, last_value, where):
             here = jax.lax.axis_index("time")
             last_value = jnp.where(here == where, last_value, 1.0)
-            check_rollout(**rollout, gamma=0.9, lambda_=0.8, bootstrap_value=last_value, axis_name="time")
+            check_rollout(**rollout, gamma=0.9, lambda_=0.8, bootstrap_value=last_value, time_axis_name="time")
             return rollout["rewards"]
 
         rollout = {"rewards": rewards, "values": values, "terminated": jnp.zeros((T, N), bool)}

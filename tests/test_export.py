@@ -48,7 +48,7 @@ def test_gae_output_can_be_serialised():
     assert_close(output, [np.asarray(x) for x in estimate(ARRAYS)], rtol=1e-6)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 @pytest.mark.parametrize("fn", [estimate, estimate_off_policy])
 def test_symbolic_number_of_workers(fn, platform):
@@ -58,7 +58,7 @@ def test_symbolic_number_of_workers(fn, platform):
         assert_close(program.call(ARRAYS), [np.asarray(x) for x in fn(ARRAYS)], rtol=1e-6)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("fn", [estimate, estimate_off_policy])
 @pytest.mark.parametrize("symbols", ["T", pytest.param("TN", marks=pytest.mark.versions)])
 def test_symbolic_number_of_steps_with_scan(symbols, fn):

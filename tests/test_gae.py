@@ -195,7 +195,7 @@ def assert_trees_close(got, want):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_grad_of_vmap_and_vmap_of_grad():
     def loss(inputs, flags):
         return jnp.sum(advantages(inputs, flags) ** 2)

@@ -51,7 +51,7 @@ def by_rows(estimator):
 def each_of(section):
     """Marks a test of all mutants of a section."""
     each = pytest.mark.parametrize("mutant", BY_SECTION[section], ids=lambda mutant: mutant.name)
-    return lambda test: pytest.mark.gate(each(test))
+    return lambda test: pytest.mark.slow(each(test))
 
 
 @each_of("gae")

@@ -45,7 +45,7 @@ def test_gamma_by_worker_and_two_batch_axes():
     estimator_laws.n_steps_match_oracle(gae_jax, rollout)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_vmap_and_another_axis_of_time():
     workers = {k: x.ndim - 1 for k, x in ARRAYS.items()}
     assert_close([jax.vmap(estimate, in_axes=(workers,), out_axes=1)(ARRAYS)], [WANT])

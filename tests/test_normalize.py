@@ -96,7 +96,7 @@ SHAPES = [(4,), (41,), (3333,)]
 SHAPES_IN_THE_GATE = [(), (47,), (5, 11), (61,), (101, 103), (1000003,)]
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *(pytest.param(x, marks=pytest.mark.gate) for x in SHAPES_IN_THE_GATE)])
+@pytest.mark.parametrize("shape", [*SHAPES, *(pytest.param(x, marks=pytest.mark.slow) for x in SHAPES_IN_THE_GATE)])
 def test_equal_entries_give_0(shape):
     """At every magnitude, also where their sum is rounded or overflows. The gradient takes the deviation as 1."""
     weights = normal(shape=shape, seed=1)
@@ -303,7 +303,7 @@ MUTANTS = (
 )
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant, tmp_path):
     lib = load(mutant, tmp_path)

@@ -21,21 +21,21 @@ from gae_jax._affine_scan.pallas_tpu import FEWEST_LANES, is_narrow, obstacle_to
 GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradients_match_oracle
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "lanes"), [(1, 1), pytest.param(12, 130, marks=pytest.mark.versions)])
 def test_simulated_on_a_tpu(length, lanes):
     """Blocks that are full and not, one block and several; no race between the cores."""
     kernel_matches_lax_scan(gae_jax, length, lanes)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [(), (4, 1, 2)], ids=str)
 def test_any_batch_axes(batch):
     with interpreted_kernel():
         matches_lax_scan(gae_jax, "pallas", 20, batch)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("law", GAE_LAWS, ids=lambda law: law.__name__)
 def test_gae_obeys_the_law(law):
     """With every argument, and with parameters that vary over time and that do not."""

@@ -21,7 +21,7 @@ def test_any_batch_axes(batch):
         assert_close(output, oracle(**rollout.arguments()))
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 def test_thirty_batch_axes():
     rollout = random_rollout(0, steps=2, batch=(1,) * 29 + (2,), ends=0.0, truncation=None)
     assert_close(gae(**rollout.arguments()), oracle(**rollout.arguments()))

@@ -28,7 +28,7 @@ from support.versions import (
 from gae_jax import gae
 from gae_jax._affine_scan import affine_scan
 
-versions, gate = pytest.mark.versions, pytest.mark.gate
+versions, slow = pytest.mark.versions, pytest.mark.slow
 ROLLOUT = random_rollout(3, steps=40, batch=(16,), ends=0.1)
 WANT = oracle(**ROLLOUT.arguments())
 ARRAYS = {k: jnp.asarray(x) for k, x in ROLLOUT.arguments().items() if isinstance(x, np.ndarray)}
@@ -60,10 +60,10 @@ ONE_AXIS, TWO_AXES = {"a": 8}, {"a": 4, "b": 2}
     ("kind", "implementation", "axes", "context"),
     [
         *(pytest.param(kind, None, ONE_AXIS, True, marks=versions) for kind in (Auto, Explicit)),
-        *(pytest.param(kind, "blocked", ONE_AXIS, True, marks=gate) for kind in (Auto, Explicit)),
-        *(pytest.param(kind, None, TWO_AXES, False, marks=gate) for kind in (Auto, Explicit)),
-        pytest.param(Explicit, "pallas", ONE_AXIS, True, marks=(gate, versions, kernel_on_explicit_axes)),
-        pytest.param(Explicit, "pallas", TWO_AXES, False, marks=(gate, kernel_on_explicit_axes)),
+        *(pytest.param(kind, "blocked", ONE_AXIS, True, marks=slow) for kind in (Auto, Explicit)),
+        *(pytest.param(kind, None, TWO_AXES, False, marks=slow) for kind in (Auto, Explicit)),
+        pytest.param(Explicit, "pallas", ONE_AXIS, True, marks=(slow, versions, kernel_on_explicit_axes)),
+        pytest.param(Explicit, "pallas", TWO_AXES, False, marks=(slow, kernel_on_explicit_axes)),
     ],
     ids=str,
 )
@@ -106,7 +106,7 @@ def test_the_compiler_is_not_asked_to_split_the_kernel():
 
 
 @versions
-@gate
+@slow
 @given(rollout=rollouts, devices=st.sampled_from([2, 8]), implementation=st.sampled_from([None, "blocked"]))
 @hypothesis.settings(max_examples=max(1, hypothesis.settings().max_examples // 40))
 def test_time_split_matches_oracle(rollout, devices, implementation):
@@ -115,7 +115,7 @@ def test_time_split_matches_oracle(rollout, devices, implementation):
     assert_close(split(**rollout.arguments()), oracle(**rollout.arguments()))
 
 
-@gate
+@slow
 @pytest.mark.usefixtures("fast_compilation")
 @pytest.mark.parametrize(
     ("law", "check_vma"),
@@ -137,7 +137,7 @@ def test_time_split_obeys_the_law(law, check_vma):
 BOTH, TIME = ("time", "workers"), ("time",)
 
 
-@gate
+@slow
 @pytest.mark.parametrize(
     ("implementation", "manual", "kind"),
     [
@@ -159,7 +159,7 @@ def test_time_and_workers_split(implementation, manual, kind):
     if manual == TIME:
         specs = {k: P("time") if k != "bootstrap_value" else P() for k in specs}
     fn = jax.shard_map(
-        functools.partial(call, axis_name="time", implementation=implementation),
+        functools.partial(call, time_axis_name="time", implementation=implementation),
         mesh=mesh,
         in_specs=(specs,),
         out_specs=specs["rewards"],
@@ -175,7 +175,7 @@ def test_time_and_workers_split(implementation, manual, kind):
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, P("time", "workers")), 2)
 
 
-@gate
+@slow
 @pytest.mark.parametrize(
     ("varying", "masked", "want", "numbers"),
     [
@@ -193,7 +193,7 @@ def test_communication_does_not_depend_on_the_number_of_steps(varying, masked, w
         arrays = {"rewards": rows, "values": rows, "terminated": flags}
         arrays |= {"lambda_": rows} if varying else {}
         arrays |= {"mask": flags} if masked else {}
-        how = {"gamma": 0.9, "axis_name": "time"} | ({} if varying else {"lambda_": 0.8})
+        how = {"gamma": 0.9, "time_axis_name": "time"} | ({} if varying else {"lambda_": 0.8})
 
         def split(arrays, last_value, how=how):
             return gae(**arrays, bootstrap_value=last_value, **how)
@@ -204,11 +204,11 @@ def test_communication_does_not_depend_on_the_number_of_steps(varying, masked, w
         assert collective_bytes(executable) == numbers * 4 * workers
 
 
-@gate
+@slow
 @pytest.mark.parametrize("implementation", [None, "blocked"])
 def test_collectives_of_a_gradient(implementation):
     """One reduce-scatter beside the all-gather."""
-    how = {"gamma": 0.9, "lambda_": 0.8, "axis_name": "time", "implementation": implementation}
+    how = {"gamma": 0.9, "lambda_": 0.8, "time_axis_name": "time", "implementation": implementation}
 
     def loss(rewards, values, terminated, last_value, mesh):
         fn = jax.shard_map(
@@ -224,7 +224,7 @@ def test_collectives_of_a_gradient(implementation):
     assert collectives(fn.lower(*arrays).compile()) == {"all-gather": 1, "reduce-scatter": 1}
 
 
-@gate
+@slow
 @pytest.mark.parametrize(
     ("implementation", "check_vma", "reverse"),
     [
@@ -266,7 +266,7 @@ def halve(carry, row, _):
 
 
 @versions
-@gate
+@slow
 def test_first_carry_is_read_where_the_scan_begins():
     """On all other devices it may be NaN."""
     xs = jnp.arange(1.0, 9.0)
@@ -282,10 +282,12 @@ def test_first_carry_is_read_where_the_scan_begins():
 
 
 @versions
-@gate
+@slow
 @pytest.mark.parametrize("mapped", [jax.vmap, jax.pmap], ids=["vmap", "pmap"])
 def test_over_a_named_axis_of(mapped):
     shards = jax.tree.map(lambda x: x.reshape(4, 10, 16), {k: x for k, x in ARRAYS.items() if x.ndim > 1})
     last_value = ARRAYS["bootstrap_value"]
-    estimate = mapped(lambda shard: call(shard | {"bootstrap_value": last_value}, axis_name="time"), axis_name="time")
+    estimate = mapped(
+        lambda shard: call(shard | {"bootstrap_value": last_value}, time_axis_name="time"), axis_name="time"
+    )
     assert_close([x.reshape(40, 16) for x in estimate(shards)], WANT)

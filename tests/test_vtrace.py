@@ -57,7 +57,7 @@ def test_gamma_and_lambda_by_worker_and_two_batch_axes():
     estimator_laws.vtrace_on_policy_is_gae(gae_jax, rollout)
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_vmap_and_another_axis_of_time(clips):
     fn = functools.partial(estimate, **clips)
@@ -67,7 +67,7 @@ def test_vmap_and_another_axis_of_time(clips):
     assert_close([x.T for x in turned], wanted(clips))
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_blocked(clips):
     assert_close(estimate(SPLIT, implementation="blocked", **clips), wanted(clips))
@@ -78,7 +78,7 @@ def test_narrow_floats_in_and_out():
     assert all(x.dtype == jnp.float16 for x in estimate(narrow))
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 @pytest.mark.usefixtures("fast_compilation")
 def test_derivatives(clips):

@@ -29,7 +29,7 @@ def check_rollout(
     final_values: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     time_axis: int = 0,
-    axis_name: str | None = None,
+    time_axis_name: str | None = None,
 ) -> None:
     """Checks the numbers in a rollout; `gae` itself checks shapes and dtypes only.
 
@@ -43,7 +43,7 @@ def check_rollout(
 
     A reward or a flag in a masked row is not read. Where concrete arrays hold a reward other than 0 or a flag that is
     set in a masked row, the function warns; NaN is padding, and passes. 'What arrives between my own steps' in
-    examples/tokens.md moves such rewards and flags to the unmasked row before them.
+    examples/guides/tokens.md moves such rewards and flags to the unmasked row before them.
 
     All arguments are arguments of `gae`; `T` is the number of transitions, `*B` are any batch axes.
 
@@ -58,7 +58,7 @@ def check_rollout(
       final_values: `[T, *B]`, the values of the final observations.
       mask: `[T, *B]`, bool or 0 and 1.
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`.
-      axis_name: inside `jax.shard_map`, the mesh axis that time is split over.
+      time_axis_name: inside `jax.shard_map`, the mesh axis that time is split over.
 
     Raises:
       ValueError: an entry is wrong. The message names the argument, the number of wrong entries, and the first of them
@@ -73,11 +73,11 @@ def check_rollout(
     rollout = Rollout(
         rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
     )
-    axis = check_before_jit(rollout, time_axis, axis_name=axis_name)
+    axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name)
     rows, _ = canonical(rollout, axis)
     flags = {name: x for name, x in rollout._asdict().items() if name in FLAGS and x is not None}
     given = rows._asdict() | {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name, x in flags.items()}
-    wrong = {name: read & ~_holds(name, given[name]) for name, read in _entries_read(rows, axis_name).items()}
+    wrong = {name: read & ~_holds(name, given[name]) for name, read in _entries_read(rows, time_axis_name).items()}
     if bootstrap_value is None:  # it is the last row of `values`
         wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
     for name, entries in wrong.items():
@@ -101,14 +101,14 @@ def _holds(name: str, x: Array) -> Array:
     return jnp.isfinite(x) & (x >= low) & (x <= high)
 
 
-def _entries_read(rows: Rollout, axis_name: str | None) -> dict[str, Array]:
+def _entries_read(rows: Rollout, time_axis_name: str | None) -> dict[str, Array]:
     """Returns which entries of each argument `gae` reads, time first. Flags come first: they decide what is read."""
     live = jnp.ones_like(rows.terminated) if rows.mask is None else rows.mask
     cut = jnp.zeros_like(live) if rows.truncated is None else rows.truncated & ~rows.terminated
     last_live = live.shape[0] - 1 - jnp.argmax(live[::-1], axis=0, keepdims=True)
     goes_on = jnp.take_along_axis(live & ~rows.terminated & ~cut, last_live, axis=0)[0]
-    if axis_name is not None:  # every shard of time but the last is followed by the next shard
-        goes_on &= lax.axis_index(axis_name) == lax.axis_size(axis_name) - 1
+    if time_axis_name is not None:  # every shard of time but the last is followed by the next shard
+        goes_on &= lax.axis_index(time_axis_name) == lax.axis_size(time_axis_name) - 1
     read = {
         "mask": jnp.ones_like(live),
         "terminated": live,
@@ -139,7 +139,7 @@ def _warn_if_any(name: str, lost: Array) -> None:
     if not isinstance(numbers["count"], Tracer) and numbers["count"]:
         warnings.warn(
             f"`{name}` is not read where `mask` is False; entries other than 0 there: {found.format(**numbers)}. "
-            "'What arrives between my own steps' in examples/tokens.md moves them to the unmasked row before them",
+            "'What arrives between my own steps' in examples/guides/tokens.md moves them to the unmasked row before them",
             stacklevel=3,
         )
 

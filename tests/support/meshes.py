@@ -29,7 +29,7 @@ def over_time(gae, devices, *, check_vma=True, **how):
         arguments = {"rewards": rewards, "values": values, "terminated": terminated, "truncated": truncated} | others
         arguments = {name: jnp.asarray(x) for name, x in arguments.items() if x is not None}
         specs = {name: _spec(x.shape, rewards.shape, axis) for name, x in arguments.items()}
-        static = {"time_axis": axis, "axis_name": "time"} | how
+        static = {"time_axis": axis, "time_axis_name": "time"} | how
         call = _compiled(
             gae, math.gcd(steps, devices), check_vma, tuple(sorted(specs.items())), tuple(sorted(static.items()))
         )

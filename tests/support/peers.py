@@ -1,6 +1,6 @@
 """The real packages and agents, each called by its own conventions, and what some of them compute instead of GAE.
 
-The rows of the tables in examples/migrating.md are read from the page and run on the same arrays as the peer, under the
+The rows of the tables in examples/guides/migrating.md are read from the page and run on the same arrays as the peer, under the
 peer's own names for them.
 """
 
@@ -23,7 +23,7 @@ from gae_jax import GAE, GAEOutput, gae
 from support import pages
 from support.rollouts import Rollout, random_rollout
 
-PAGE = "examples/migrating.md"
+PAGE = "examples/guides/migrating.md"
 HEAD = "| coming from | its call | with gae_jax |"
 
 Names = dict[str, Any]  # a peer's arguments by its own names, as NumPy arrays and numbers
@@ -34,7 +34,7 @@ class Peer:
     """A package, and how it is called on a rollout."""
 
     name: str
-    row: str  # of the tables in examples/migrating.md
+    row: str  # of the tables in examples/guides/migrating.md
     distribution: str  # the name of the installed package, which has a version
     rollouts: str  # the kind of rollout, as below, that the peer has arguments for
     arrays: Callable[[Rollout], Names]
@@ -884,7 +884,7 @@ DEVIATIONS = (
         brax_arrays,
         brax_advantages,
         brax_advantages_from_gae,
-        "δ_t + γ A_{t+1}, without λ on the first hop: not GAE unless λ = 1; the lines in examples/migrating.md give it",
+        "δ_t + γ A_{t+1}, without λ on the first hop: not GAE unless λ = 1; the lines in examples/guides/migrating.md give it",
     ),
     Deviation(
         "skrl",

@@ -1,4 +1,4 @@
-"""Runs the recipes of examples/tokens.md as they are printed, inside jit, and compares them with their references."""
+"""Runs the recipes of examples/guides/tokens.md as they are printed, inside jit, and compares them with their references."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import numpy as np
 from support import pages
 from support.references import RECIPES
 
-PAGE = "examples/tokens.md"
+PAGE = "examples/guides/tokens.md"
 
 
 def random_names(heading: str, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each recipe of examples/tokens.md computes, by definition: float64 NumPy, sums over later rows, no recursion.
+"""What each recipe of examples/guides/tokens.md computes, by definition: float64 NumPy, sums over later rows, no recursion.
 
 `RECIPES` maps the heading of a recipe to a function from a random generator to the names that the recipe uses, and to a
 function from those names to its outputs.

@@ -7,7 +7,7 @@ differentiate an estimator. Section 6 watches the advantages of agents that lear
 from collections.abc import Callable
 from typing import Any
 
-import five_hours
+import bug_study
 import jax
 import numpy as np
 
@@ -118,8 +118,8 @@ def jacobians(estimate: Callable[..., Any], gamma: float, lambda_: float) -> tup
 def watched_iteration(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
     """Returns the next state of an agent, and the right advantages that it learns from, `[STEPS, ENVS]`."""
     params, _, _, envs = state
-    _, _, advantages = five_hours.collect(five_hours.right, params, envs, jax.random.split(key, 3)[0])
-    return five_hours.iterate(five_hours.right, five_hours.in_order, five_hours.in_order, state, key)[0], advantages
+    _, _, advantages = bug_study.collect(bug_study.right, params, envs, jax.random.split(key, 3)[0])
+    return bug_study.iterate(bug_study.right, bug_study.in_order, bug_study.in_order, state, key)[0], advantages
 
 
 def share_between_workers_and_correlation(seeds: int = 8, iterations: int = 16) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +130,7 @@ def share_between_workers_and_correlation(seeds: int = 8, iterations: int = 16) 
       advantages and the same advantages in reverse. Both `[iterations]`, means over agents.
     """
     starts = jax.random.split(jax.random.key(100), (seeds, 3))
-    state = jax.vmap(lambda keys: five_hours.untrained(*keys))(starts)
+    state = jax.vmap(lambda keys: bug_study.untrained(*keys))(starts)
     shares, correlations = [], []
     for i in range(iterations):
         state, advantages = watched_iteration(state, jax.random.split(jax.random.key(i), seeds))

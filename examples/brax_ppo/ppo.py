@@ -1,28 +1,28 @@
 """Proximal Policy Optimization (PPO) on a Brax robot, in one file; `gae_jax.gae` estimates the advantages.
 
-    python examples/brax_ppo.py                        # trains the ant to run
-    python examples/brax_ppo.py --play runs/ant-seed0  # evaluates the trained policy and draws an episode
-    python examples/brax_ppo.py --env reacher --backend mjx --episode-length 100 --reward-scale 1 --gamma 0.95
+    python examples/brax_ppo/ppo.py                        # trains the ant to run
+    python examples/brax_ppo/ppo.py --play runs/ant-seed0  # evaluates the trained policy and draws an episode
+    python examples/brax_ppo/ppo.py --env reacher --backend mjx --episode-length 100 --reward-scale 1 --gamma 0.95
 
 Schulman et al., 2017, "Proximal Policy Optimization Algorithms", arXiv:1707.06347. An iteration is two compiled
 programs: `act` takes a few steps in all environments, and `learn` estimates the advantages of this rollout and updates
 the networks in a few epochs of minibatches. The evaluation is `act` without noise. This file holds the algorithm.
-runs.py compiles it, reports progress, saves checkpoints and writes the results; brax_env.py makes the environments.
+trainer.py compiles it, reports progress, saves checkpoints and writes the results; environment.py makes the environments.
 """
 
 import dataclasses
 import math
 from typing import Any, NamedTuple
 
-import brax_env
+import environment
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-import runs
+import trainer
 from jax import Array, lax
 from jax.scipy.stats import norm
-from runs import Count, Devices, Fraction, Positive, Seed, Steps
+from trainer import Count, Devices, Fraction, Positive, Seed, Steps
 
 from gae_jax import gae, normalize
 
@@ -31,8 +31,8 @@ from gae_jax import gae, normalize
 class Config:
     """Everything that decides the result of a run. Each field is an option of the command line."""
 
-    env: brax_env.Environment = "ant"  # environment
-    backend: brax_env.Backend = "spring"  # physics
+    env: environment.Environment = "ant"  # environment
+    backend: environment.Backend = "spring"  # physics
     seed: Seed = 0  # of all random numbers
     num_envs: Count = 64  # environments that run side by side
     steps: Steps = 1_048_576  # environment steps of the run, over all environments; rounded up to whole iterations
@@ -51,7 +51,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ValueError where an option is out of its range, or options do not fit."""
-        runs.check(self)
+        trainer.check(self)
 
     @property
     def iterations(self) -> int:
@@ -133,7 +133,7 @@ class PPO:
     state_type = TrainState
 
     def __init__(self, config: Config, env: Any) -> None:
-        """Takes a batch of environments from `brax_env.make`."""
+        """Takes a batch of environments from `environment.make`."""
         self.config, self.env = config, env
         self.networks: Any = ActorCritic(env.action_size)
         updates = float(config.iterations * config.epochs * config.minibatches)
@@ -227,4 +227,4 @@ def log_density(action: Array, mean: Array, log_std: Array) -> Array:
 
 
 if __name__ == "__main__":
-    runs.main(__doc__ or "", Config, PPO)
+    trainer.main(__doc__ or "", Config, PPO)

@@ -1,4 +1,4 @@
-"""The tables of examples/migrating.md against the real packages; what a package computes where it is not GAE.
+"""The tables of examples/guides/migrating.md against the real packages; what a package computes where it is not GAE.
 
 tests/support/peers.py calls the packages. A package that cannot be imported is skipped; the extra `peers` installs all
 that can be installed together. Agents whose code is copied are compared with their formula.
@@ -78,7 +78,7 @@ def test_agent_row_agrees_with_its_formula(peer, gamma, lambda_):
             assert_close([peers.time_major(theirs, rollout)], [oracle(**rollout.arguments())[0]])
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @each([*PEERS, *AGENTS])
 def test_row_runs_inside_jit(peer):
     with skip_import_errors():

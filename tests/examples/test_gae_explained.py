@@ -13,7 +13,7 @@ jupytext = pytest.importorskip("jupytext", reason="needs the extra `notebook`")
 pytest.importorskip("matplotlib", reason="needs the extra `notebook`")
 
 pytestmark = pytest.mark.examples
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 SOURCE, NOTEBOOK = EXAMPLES / "gae_explained.py", EXAMPLES / "gae_explained.ipynb"
 FIGURES = 13
 LARGEST_FILE = 3_000_000  # bytes; GitHub shows no large notebook

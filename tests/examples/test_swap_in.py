@@ -29,7 +29,7 @@ from support.rollouts import random_rollout
 
 pytestmark = pytest.mark.examples
 GAMMA, LAMBDA = 0.9, 0.8
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def rollout_and_oracle(truncation=None, dead=0.0):
@@ -464,7 +464,7 @@ def test_results_of_earlier_runs_are_shown_and_kept(monkeypatch, tmp_path, capsy
 def test_table_of_the_page_is_of_the_results():
     results = json.loads((EXAMPLES / "agents.json").read_text())
     rows = [row for result in results.values() for row in result["rows"]]
-    assert pages.table("examples/agents.md", f"| {' | '.join(swap_in.HEADER)} |") == rows
+    assert pages.table("examples/guides/agents.md", f"| {' | '.join(swap_in.HEADER)} |") == rows
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Which GAE is the fastest on this machine, and at which shape?
 
-    python examples/benchmark.py
-    python examples/benchmark.py --shapes 128x4096 1024x64 --seconds 5 --json times.json --picture times.png
-    python examples/benchmark.py --gradient                              # the gradients of gae and of a plain lax.scan
-    python examples/benchmark.py --implementations rlax --against ../gae_jax-of-last-week
-    python examples/benchmark.py --cells h100 --part 1/4 --json 1.json   # a quarter of the published shapes
-    python examples/benchmark.py --cells h100 --read 1.json 2.json 3.json 4.json    # measures nothing: one table of all
+    python examples/benchmark/benchmark.py
+    python examples/benchmark/benchmark.py --shapes 128x4096 1024x64 --seconds 5 --json times.json --picture times.png
+    python examples/benchmark/benchmark.py --gradient                              # the gradients of gae and of a plain lax.scan
+    python examples/benchmark/benchmark.py --implementations rlax --against ../gae_jax-of-last-week
+    python examples/benchmark/benchmark.py --cells h100 --part 1/4 --json 1.json   # a quarter of the published shapes
+    python examples/benchmark/benchmark.py --cells h100 --read 1.json 2.json 3.json 4.json    # measures nothing: one table of all
 
 Two times are measured for each contender. "call" is the time from Python to the finished result, with dispatch and the
 allocation of the result. "device" is the time of one call inside a program of many calls. In that program each call
@@ -36,13 +36,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import benchmark_tables as tables
+import tables
 import command_line
 import contenders
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_tables import Numbers, Shape
+from tables import Numbers, Shape
 from command_line import file_to_write, refuse
 from contenders import ARRAYS, BEFORE, CONTENDERS, FLOOR, GRADIENTS, OURS, PLAIN, Contender
 from jax import Array, lax

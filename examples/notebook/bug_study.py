@@ -1,12 +1,12 @@
 """Trains a small PPO agent with the right advantages and with common GAE bugs, and writes its learning curves.
 
-    python examples/five_hours.py --out examples/five_hours.json    # 32 seeds of each: some minutes on two CPU cores
-    python examples/five_hours.py --draw examples/five_hours.png    # the figure of the README, without training
-    python examples/five_hours.py --help
+    python examples/notebook/bug_study.py --out examples/notebook/bug_study.json    # 32 seeds of each: some minutes on two CPU cores
+    python examples/notebook/bug_study.py --draw examples/notebook/bug_study.png    # the figure of the README, without training
+    python examples/notebook/bug_study.py --help
 
 The task is to balance a pole on a cart (Barto, Sutton and Anderson, 1983), with a reward of 1 a step. An episode of
 training terminates when the pole or the cart leaves its bounds, and is truncated by a time limit. An evaluation has
-five times as many steps, so it shows what training never does. `examples/gae_explained.ipynb` draws all results.
+five times as many steps, so it shows what training never does. `examples/notebook/gae_explained.ipynb` draws all results.
 """
 
 import functools
@@ -370,7 +370,7 @@ def refuse_unless_writable(option: str, path: pathlib.Path) -> None:
 def main() -> None:
     """Trains every variant and writes the file, or draws."""
     parser = command_line.Parser(__doc__ or "")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("five_hours.json"), help="where to write")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bug_study.json"), help="where to write")
     seeds = command_line.number(int, "a whole number from 1 to 1024", lambda x: 1 <= x <= 1024)
     parser.add_argument("--seeds", type=seeds, default=32, help="agents of each variant")
     parser.add_argument("--draw", type=pathlib.Path, help="draw the results beside this script, and train nothing")

@@ -9,7 +9,7 @@ import pytest
 from support import pages
 
 pytestmark = pytest.mark.examples
-SCRIPT = pathlib.Path(__file__).parents[1] / "examples" / "scaling_out.py"
+SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "scaling_out.py"
 SECONDS = 280
 
 
@@ -53,7 +53,7 @@ def test_split_rollout_equals_one_device(tables):
 def test_the_page_has_the_collectives_that_are_printed(tables):
     """They do not depend on the number of devices or steps."""
     head = "| split | mesh | by | implementation | collectives | bytes per device | largest difference |"
-    page = pages.table("examples/scaling_out.md", head)
+    page = pages.table("examples/guides/scaling_out.md", head)
     on_page, printed = ([(split, *how) for split, _, *how, _, _ in lines] for lines in (page, tables[0]))
     assert on_page == printed
 

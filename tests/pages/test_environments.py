@@ -1,4 +1,4 @@
-"""Each recipe of examples/environments.md, run as printed on a rollout of its environment.
+"""Each recipe of examples/guides/environments.md, run as printed on a rollout of its environment.
 
 The rollout is what a training loop receives: batched, reset where an episode ended, cut where the rollout is full. The
 episodes are recorded separately, before anything is reset. The oracle takes them one by one, each as a rollout of its
@@ -28,7 +28,7 @@ from support.oracle import oracle
 
 import gae_jax
 
-PAGE = "examples/environments.md"
+PAGE = "examples/guides/environments.md"
 N = 4
 LIMIT = 12  # steps: short enough for time limits and failures both to be frequent
 PARAMETERS = {"gamma": 0.99, "lambda_": 0.95}

@@ -26,7 +26,7 @@ $$\hat A_t = \sum_{i \ge 0} (\gamma\lambda)^i\, \delta_{t+i}, \qquad \delta_t = 
 
 This page derives the formula, checks it on six numbers, measures what $\lambda$ trades, and shows what happens to an
 agent when the formula is wrong in one place. Every number is computed by the library `gae_jax` or checked against it;
-the numbers of section 6 come from a file that `five_hours.py` writes. A cell that draws a figure asserts the claim that
+the numbers of section 6 come from a file that `bug_study.py` writes. A cell that draws a figure asserts the claim that
 the figure supports. The drawing is in `gae_figures.py`, and longer computations are in `gae_measured.py`.
 
 0. Why an advantage
@@ -44,7 +44,7 @@ the figure supports. The drawing is in `gae_figures.py`, and longer computations
 This notebook is made from `gae_explained.py`. With the extra `notebook` installed, one line makes and runs it:
 
 ```sh
-jupytext --to ipynb examples/gae_explained.py && jupyter execute --inplace examples/gae_explained.ipynb
+jupytext --to ipynb examples/notebook/gae_explained.py && jupyter execute --inplace examples/notebook/gae_explained.ipynb
 ```
 """
 
@@ -56,13 +56,13 @@ import json
 import pathlib
 from typing import Any
 
-import five_hours
+import bug_study
 import gae_figures as figures
 import gae_measured as measured
 import jax
 import jax.numpy as jnp
 import numpy as np
-from five_hours import BUGS
+from bug_study import BUGS
 from jax.sharding import Mesh, PartitionSpec
 
 from gae_jax import _recursion, gae, n_step_advantages, normalize
@@ -607,17 +607,17 @@ beside it said:
 Two questions follow. Which bugs can one see at all? And is the guess right, that such an agent improves *because the
 samples are similar*?
 
-[five_hours.py](five_hours.py) trains a small [PPO](https://arxiv.org/abs/1707.06347) agent to balance a pole on a cart,
+[bug_study.py](bug_study.py) trains a small [PPO](https://arxiv.org/abs/1707.06347) agent to balance a pole on a cart,
 with the right advantages and with six of the bugs, 32 seeds each. In training an episode is truncated after 100 steps.
 The evaluation has 500 steps, so it shows what training never does. The agent acts in 32 environments at once. Each of
 them is a *worker*, and adds 64 consecutive steps to the rollout.
 
-The results are in `five_hours.json`, with the machine and the versions that made them. A band is a 95% interval of the
+The results are in `bug_study.json`, with the machine and the versions that made them. A band is a 95% interval of the
 mean over seeds, from resampled seeds.
 """
 
 # %%
-record = json.loads(pathlib.Path(five_hours.__file__).with_suffix(".json").read_text(encoding="utf-8"))
+record = json.loads(pathlib.Path(bug_study.__file__).with_suffix(".json").read_text(encoding="utf-8"))
 GROUPS = {
     "RIGHT": ["right"],
     "LOUD": ["termination ignored"],
@@ -648,7 +648,7 @@ for name in GROUPS["INVISIBLE"]:  # the intervals overlap
 assert untrained < 40 < 200 < low["result in reverse"]  # the reversed one learns, more slowly
 assert training["result in reverse"][:, 4].mean() < 80 < 99 < training["right"][:, 4].mean()
 close([round(final[name].mean()) for name in ("right", *GROUPS["SILENT"])], [497, 456, 330, 236])
-figures.learning_curves(record, GROUPS, five_hours.LEFT_OUT)
+figures.learning_curves(record, GROUPS, bug_study.LEFT_OUT)
 
 # %% [markdown]
 r"""
@@ -826,7 +826,7 @@ r"""
 
 **Time split over devices.** Each device composes its piece into $(a, b)$; the devices exchange these pairs, whatever
 the length of the pieces; then each device knows its $h$ and runs its piece. In the library this is the argument
-`axis_name`, inside `jax.shard_map`.
+`time_axis_name`, inside `jax.shard_map`.
 
 **A scan without a loop.** On one GPU the same three steps run over blocks of rows, all blocks at once. In the library
 this is `implementation="blocked"`, and its program has no loop.
@@ -843,7 +843,7 @@ for cut in (1, 7, 10, 11, 20, 21, 33, 47):  # streaming
 
 mesh, time = Mesh(np.array(jax.devices("cpu")[:4]), ("time",)), PartitionSpec("time")  # four devices, 12 rows each
 shards = {"final_values": time, "bootstrap_value": PartitionSpec()}
-by_device = functools.partial(gae, **options, axis_name="time")
+by_device = functools.partial(gae, **options, time_axis_name="time")
 split = jax.shard_map(lambda x, y: by_device(*x, **y).advantages, mesh=mesh, in_specs=(time, shards), out_specs=time)
 close(jax.jit(split)(rollout, last), whole)
 

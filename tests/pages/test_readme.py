@@ -5,7 +5,7 @@ import json
 import re
 import tomllib
 
-import five_hours
+import bug_study
 import numpy as np
 import pytest
 from support import pages, peers
@@ -15,9 +15,13 @@ from support.oracle import oracle
 import gae_jax
 from gae_jax import _recursion, testing
 
-README, MIGRATING = "README.md", "examples/migrating.md"
+README, MIGRATING = "README.md", "examples/guides/migrating.md"
 PAGES = sorted(
-    {README, "tests/README.md", *(f"examples/{path.name}" for path in (pages.ROOT / "examples").glob("*.md"))}
+    {
+        README,
+        "tests/README.md",
+        *(str(path.relative_to(pages.ROOT)) for path in (pages.ROOT / "examples").rglob("*.md")),
+    }
 )
 
 # Links.
@@ -95,11 +99,11 @@ def test_api_names_are_the_public_names():
 
 
 def test_page_of_the_tests_names_every_module():
-    modules = {path.name for path in (pages.ROOT / "tests").glob("test_*.py")}
+    modules = {path.name for path in (pages.ROOT / "tests").rglob("test_*.py")}
     assert set(re.findall(r"`(test_\w+\.py)`", pages.read("tests/README.md"))) == modules
 
 
-REPLACED = {  # the row of examples/migrating.md, by the row of the README
+REPLACED = {  # the row of examples/guides/migrating.md, by the row of the README
     "PureJaxRL, `ppo.py`": "PureJaxRL",
     "PureJaxRL, `ppo_rnn.py`": "PureJaxRL, recurrent (`ppo_rnn`, `ppo_s5`)",
     "Brax": "Brax",
@@ -123,12 +127,12 @@ def test_replacements_are_rows_of_migrating():
 def test_speed_is_the_first_sentence_of_the_benchmark():
     [speed] = re.findall(r"PureJaxRL's loop takes (.*?) times at\s+2048 × 2048", pages.read(README), re.S)
     assert f"PureJaxRL's loop takes {' '.join(speed.split())} times at 2048 × 2048" in pages.read(
-        "examples/benchmark.md"
+        "examples/guides/benchmark.md"
     )
 
 
 def test_compile_times_are_those_of_the_agents():
-    [row] = [row for row in pages.table("examples/agents.md", "| T | skrl | gae |")[1:] if row[0] == "128"]
+    [row] = [row for row in pages.table("examples/guides/agents.md", "| T | skrl | gae |")[1:] if row[0] == "128"]
     found = re.findall(
         r"its\s+first call takes (.*? s) of CPU time at T = 128.*?of `gae` (.*? s) ", pages.read(README), re.S
     )
@@ -136,7 +140,7 @@ def test_compile_times_are_those_of_the_agents():
 
 
 def test_figure_has_the_returns_of_its_file():
-    results = json.loads(pages.read("examples/five_hours.json"))["results"]
+    results = json.loads(pages.read("examples/notebook/bug_study.json"))["results"]
 
     def at_the_end(name, curve):
         return np.mean([seed[-1] for seed in results[name][curve]])
@@ -144,7 +148,7 @@ def test_figure_has_the_returns_of_its_file():
     names = ("right", "truncation as termination", "truncation not cut")
     printed = re.findall(r"the agents reach (\d+), (\d+) and (\d+) ", pages.read(README))
     assert printed == [tuple(f"{at_the_end(name, 'evaluations'):.0f}" for name in names)]
-    bugs = [name for name in five_hours.BUGS if name in results and name != "right"]
+    bugs = [name for name in bug_study.BUGS if name in results and name != "right"]
     assert len(bugs) == 6
     assert sum(at_the_end(name, "training_lengths") > 98 for name in bugs) == 5
     assert "five of six buggy agents reach the time limit in training" in pages.read(README)

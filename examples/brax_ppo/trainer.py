@@ -17,11 +17,11 @@ import types
 import typing
 from typing import Annotated, Any, Literal
 
-import brax_env
+import environment
 import checkpoints
 import jax
 import numpy as np
-import replay
+import drawing
 import tyro
 from command_line import refuse
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -183,7 +183,7 @@ def compile_programs(config: Any, agent_type: type[Any], display: Display, train
     if jax.device_count() < config.devices:
         refuse(f"--devices: there are {jax.device_count()}; got {config.devices}")
     display.note(f"{config.env} ({config.backend}), seed {config.seed}, {config.devices} devices: importing Brax")
-    agent = agent_type(config, brax_env.make(config))
+    agent = agent_type(config, environment.make(config))
     mesh = Mesh(np.array(jax.devices()[: config.devices]), ("devices",))
     everywhere, split, split_rollout = PartitionSpec(), PartitionSpec("devices"), PartitionSpec(None, "devices")
     compiling = {}
@@ -233,11 +233,11 @@ def train_or_play(config: Any, run: Run, directory: pathlib.Path, checkpoint: An
     display.note("drawing")
     title = f"{config.env} ({config.backend}), seed {config.seed}"
     if config.env != "fast":  # it has no body
-        replay.draw_episode(directory, title, programs.agent.env.unwrapped, film)
+        drawing.draw_episode(directory, title, programs.agent.env.unwrapped, film)
     if run.play:
         return
     curve = directory / "learning_curve.png"
-    replay.draw_curve(curve, f"PPO on {title}", np.array(rows), before.mean(), after.mean())
+    drawing.draw_curve(curve, f"PPO on {title}", np.array(rows), before.mean(), after.mean())
     with (directory / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
     (directory / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -247,7 +247,7 @@ def train_or_play(config: Any, run: Run, directory: pathlib.Path, checkpoint: An
         console.print(f"to go on: {shlex.join([sys.executable, *arguments, '--resume'])}")
 
 
-def evaluate(config: Any, programs: Any, state: Any, key: np.ndarray) -> tuple[np.ndarray, replay.Film]:
+def evaluate(config: Any, programs: Any, state: Any, key: np.ndarray) -> tuple[np.ndarray, drawing.Film]:
     """Plays one episode in every environment, without noise; returns the returns, and a film of the first episode."""
     env, pieces = programs.reset(key), []
     for _ in range(math.ceil(config.episode_length / config.num_steps)):
@@ -256,7 +256,7 @@ def evaluate(config: Any, programs: Any, state: Any, key: np.ndarray) -> tuple[n
     done, returns, position, rotation = (np.concatenate(x) for x in zip(*pieces, strict=True))
     last = done.argmax(axis=0)
     first = np.s_[: last[0] + 1, 0]
-    return returns[last, np.arange(len(last))], replay.Film(position[first], rotation[first], returns[first])
+    return returns[last, np.arange(len(last))], drawing.Film(position[first], rotation[first], returns[first])
 
 
 def describe(returns: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""Each recipe of examples/tokens.md, run as printed inside jit, against its definition in float64 NumPy."""
+"""Each recipe of examples/guides/tokens.md, run as printed inside jit, against its definition in float64 NumPy."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ def test_recipe_matches_its_definition(heading):
     assert all(x.dtype == (bool if name == "keep" else jnp.float32) for name, x in outputs_of(heading, 0).items())
 
 
-@pytest.mark.gate
+@pytest.mark.slow
 @pytest.mark.parametrize("heading", MISTAKES)
 def test_mistake_in_recipe_is_found(heading):
     printed, instead = MISTAKES[heading]
@@ -133,7 +133,7 @@ def test_check_rollout_warns_of_what_the_recipe_moves():
     arguments = ("rewards", "values", "terminated", "truncated")
     names = random_names(MOVED, 0)
     parameters = {name: names[name] for name in ("mask", "gamma", "lambda_")}
-    with pytest.warns(UserWarning, match="'What arrives between my own steps' in examples/tokens.md"):
+    with pytest.warns(UserWarning, match="'What arrives between my own steps' in examples/guides/tokens.md"):
         check_rollout(*(names[name] for name in arguments), **parameters)
     assert "\n## What arrives between my own steps\n" in pages.read(PAGE)
     moved = pages.run(pages.recipes(PAGE)[MOVED], known_names() | names)

@@ -1,4 +1,4 @@
-"""examples/benchmark.py: its options, the program behind its device times, its tables, its page. No time is tested."""
+"""examples/benchmark/benchmark.py: its options, the program behind its device times, its tables, its page. No time is tested."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import benchmark
-import benchmark_tables
+import tables
 import contenders
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from support import pages
 import gae_jax
 
 pytestmark = pytest.mark.examples
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_cells_are_the_published_shapes():
     shapes = benchmark.read_options(["--cells", "h100"]).shapes
     assert len(shapes) == len(set(shapes)) == 39
     assert (2048, 128) in shapes  # T and N
-    assert benchmark_tables.published()[2048, 128]["triton_dev_us"] == 2.84
+    assert tables.published()[2048, 128]["triton_dev_us"] == 2.84
 
 
 def computations(text):
@@ -160,7 +160,7 @@ def numbers(gae, floor):
 
 
 def test_the_table_has_no_ratio_to_a_floor_that_is_none():
-    table = benchmark_tables.summary(
+    table = tables.summary(
         {
             (16, 32): numbers(40e-6, 100e-6),  # faster than its own floor
             (64, 64): numbers(40e-6, 30e-6),  # the floor takes less than twice the time of a dispatch
@@ -178,7 +178,7 @@ def test_the_table_has_no_ratio_to_a_floor_that_is_none():
 
 
 def test_published_figures_stand_beside_what_was_measured():
-    table = benchmark_tables.beside_published({(2048, 128): numbers(40e-6, 30e-6)})
+    table = tables.beside_published({(2048, 128): numbers(40e-6, 30e-6)})
     assert table.splitlines()[5] == "| 2048 × 128 | 40 | 20 | 42 | 2.84 | 128 | 61.6 |"
 
 
@@ -193,7 +193,7 @@ def test_the_parts_cover_the_cells_once_and_merge(monkeypatch, tmp_path, capsys)
         monkeypatch.setattr(sys, "argv", [*cells, "--part", f"{k}/4", "--json", file])
         benchmark.main()
     shapes = [shape for file in files for shape in json.loads(pathlib.Path(file).read_text())["shapes"]]
-    assert sorted(shapes) == sorted("{}x{}".format(*shape) for shape in benchmark_tables.published())
+    assert sorted(shapes) == sorted("{}x{}".format(*shape) for shape in tables.published())
 
     capsys.readouterr()
     merged = tmp_path / "all.json"
@@ -203,7 +203,7 @@ def test_the_parts_cover_the_cells_once_and_merge(monkeypatch, tmp_path, capsys)
     assert printed.count("\n| 2048 × 128 | 262 | 131 |") == 2  # among all contenders, and beside the published figures
     assert len(json.loads(merged.read_text())["shapes"]) == 39
     assert "Not measured" not in printed
-    assert benchmark_tables.read([merged]) == benchmark_tables.read([pathlib.Path(file) for file in files])
+    assert tables.read([merged]) == tables.read([pathlib.Path(file) for file in files])
 
     monkeypatch.setattr(sys, "argv", [*cells, "--read", *files[:3]])
     benchmark.main()
@@ -224,7 +224,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path, capsys):
         (page, "has shapes that an earlier file has: 16x32"),
     ):
         with pytest.raises(SystemExit) as stop:
-            benchmark_tables.read([page, tmp_path / name])
+            tables.read([page, tmp_path / name])
         assert stop.value.code == 2
         err = capsys.readouterr().err
         assert err.startswith(f"error: --read: {tmp_path / name} {complaint}")
@@ -236,7 +236,7 @@ def test_gradients_are_checked_before_they_are_timed():
     chosen = {name: x for name, x in contenders.GRADIENTS.items() if name != "gae, blocked"}
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         measured = benchmark.measure((5, 3), chosen, 0.01, lambda _: None)
-    table = benchmark_tables.gradients({(5, 3): measured}).splitlines()
+    table = tables.gradients({(5, 3): measured}).splitlines()
     assert [line.split(" | ")[:2] for line in table[5:]] == [["| 5 × 3", "plain lax.scan"]]
     rollout = contenders.random_rollout(5, 3)
     right = contenders.numpy_gradient(*(rollout[name] for name in contenders.ARRAYS.split()))
@@ -248,9 +248,9 @@ def test_gradients_are_checked_before_they_are_timed():
 
 
 def test_the_page_has_the_numbers_of_its_file():
-    about, results = benchmark_tables.read([ROOT / "examples" / "benchmark_cpu.json"])
-    page = pages.read("examples/benchmark.md")
-    head, *table = [line for line in benchmark_tables.summary(results, about).splitlines() if line.startswith("|")]
+    about, results = tables.read([ROOT / "examples" / "benchmark_cpu.json"])
+    page = pages.read("examples/guides/benchmark.md")
+    head, *table = [line for line in tables.summary(results, about).splitlines() if line.startswith("|")]
     assert "\n".join([head, *table, "", "!["]) in page
     found = re.search(
         r"takes ([\d.]+) times as long as `gae` at 128 × 4096 \(T × N\), and ([\d.]+) times at 2048", page
@@ -262,8 +262,8 @@ def test_the_page_has_the_numbers_of_its_file():
 
 def test_draws_what_was_measured(tmp_path):
     pytest.importorskip("matplotlib")
-    _, results = benchmark_tables.read([ROOT / "examples" / "benchmark_cpu.json"])
-    benchmark_tables.draw(results, "a machine", tmp_path / "x.png")
+    _, results = tables.read([ROOT / "examples" / "benchmark_cpu.json"])
+    tables.draw(results, "a machine", tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    benchmark_tables.draw({(7, 9): numbers(40e-6, 30e-6)}, "a machine", tmp_path / "y.svg")  # one shape, one contender
+    tables.draw({(7, 9): numbers(40e-6, 30e-6)}, "a machine", tmp_path / "y.svg")  # one shape, one contender
     assert "<svg" in (tmp_path / "y.svg").read_text()

@@ -1,4 +1,4 @@
-"""A training run around the algorithm: examples/runs.py and examples/checkpoints.py."""
+"""A training run around the algorithm: examples/brax_ppo/trainer.py and examples/brax_ppo/checkpoints.py."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ import pytest
 for package in ("brax", "matplotlib", "optax", "orbax.checkpoint", "rich", "tyro"):
     pytest.importorskip(package, reason="the script needs the extra `examples`")
 checkpoints, runs = map(pytest.importorskip, ("checkpoints", "runs"))
-Config: Any = pytest.importorskip("brax_ppo").Config
+Config: Any = pytest.importorskip("ppo").Config
 
 pytestmark = pytest.mark.examples
 CONFIG = dataclasses.asdict(Config())
@@ -61,7 +61,7 @@ def line_of(call, *arguments, capsys):
 
 
 def read(line):
-    return runs.read_options("", Config, line.split(" "))
+    return trainer.read_options("", Config, line.split(" "))
 
 
 def test_what_is_saved_is_loaded(saved):
@@ -196,17 +196,17 @@ def test_resume_takes_the_options_of_the_run(tmp_path, capsys):
 def test_a_run_is_not_overwritten_unasked(saved, capsys):
     for name in ("replay.gif", "notes.txt"):
         (saved / name).write_text("")
-    assert "has a run in it" in line_of(runs.clear, saved, False, capsys=capsys)
+    assert "has a run in it" in line_of(trainer.clear, saved, False, capsys=capsys)
     assert (saved / "replay.gif").exists()
-    runs.clear(saved, True)
+    trainer.clear(saved, True)
     assert [path.name for path in saved.iterdir()] == ["notes.txt"]
-    runs.clear(saved, False)
+    trainer.clear(saved, False)
 
 
 def test_a_directory_that_cannot_be_is_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(sys, "argv", ["brax_ppo.py", "--out", str(tmp_path / "file" / "run")])
-    complaint = line_of(runs.main, "", Config, None, capsys=capsys)
+    complaint = line_of(trainer.main, "", Config, None, capsys=capsys)
     assert complaint == f"error: cannot write to {tmp_path / 'file' / 'run'}: Not a directory\n"
 
 
@@ -215,9 +215,9 @@ def test_by_default_there_is_a_device_per_core(cores, num_envs, devices, monkeyp
     settings = {}
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(jax.config, "update", settings.__setitem__)
-    assert runs.with_devices(Config(num_envs=num_envs)).devices == devices
+    assert trainer.with_devices(Config(num_envs=num_envs)).devices == devices
     assert settings == {"jax_num_cpu_devices": min(cores, 8)}
-    assert runs.with_devices(Config(devices=16)) == Config(devices=16)
+    assert trainer.with_devices(Config(devices=16)) == Config(devices=16)
     assert settings == {"jax_num_cpu_devices": 16}
 
 

@@ -1,4 +1,4 @@
-"""examples/brax_ppo.py: its formulas, that it learns, and its runs: killed, resumed, played."""
+"""examples/brax_ppo/ppo.py: its formulas, that it learns, and its runs: killed, resumed, played."""
 
 import collections
 import os
@@ -27,7 +27,7 @@ brax_env, brax_ppo, checkpoints, optax, runs = map(
 )
 
 pytestmark = [pytest.mark.examples, pytest.mark.usefixtures("fast_compilation")]
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = 240
 
 
@@ -139,7 +139,7 @@ def run(monkeypatch, capfd):
     def main(*options):
         monkeypatch.setattr(runs, "with_devices", lambda config: config)  # JAX has made the devices of all tests
         monkeypatch.setattr(sys, "argv", ["brax_ppo.py", *map(str, options)])
-        runs.main("", brax_ppo.Config, brax_ppo.PPO)
+        trainer.main("", brax_ppo.Config, brax_ppo.PPO)
         printed, complaints = capfd.readouterr()
         assert not complaints  # of Brax, MuJoCo, JAXopt and Orbax there are many, and none is the user's business
         return printed
@@ -155,7 +155,7 @@ def state_in(directory):
 @pytest.mark.timeout(3 * SECONDS)
 def test_a_killed_run_goes_on_to_the_same_state(run, monkeypatch, tmp_path):
     whole, killed, traced = tmp_path / "whole", tmp_path / "killed", collections.Counter()
-    make = brax_env.make
+    make = environment.make
 
     def make_and_count(config):
         env = make(config)
@@ -194,7 +194,7 @@ def test_a_killed_run_goes_on_to_the_same_state(run, monkeypatch, tmp_path):
 
 @pytest.mark.timeout(SECONDS)
 def test_ctrl_c_ends_the_training_early_and_writes_everything(run, monkeypatch, tmp_path):
-    report = runs.report
+    report = trainer.report
 
     def report_and_interrupt(config, done, *arguments):
         if done == 20:

@@ -1,4 +1,4 @@
-"""The figures of `gae_explained.ipynb`, and the figure that `five_hours.py --draw` writes.
+"""The figures of `gae_explained.ipynb`, and the figure that `bug_study.py --draw` writes.
 
 A function draws numbers that its caller has computed; the claims about the numbers are asserted there. Light, middle
 and dark differ in grey too, and so do the styles of the lines.
