@@ -84,7 +84,7 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     Raises:
       ValueError: a shape is wrong, or there is no transition at all.
     """
-    rollout = jax.tree.map(jnp.asarray, rollout)
+    rollout = _with_numbers_repeated(jax.tree.map(jnp.asarray, rollout), axis)
     _assert_shapes(rollout, axis)
     # Neither flags nor gamma and lambda_ decide the dtype of the results.
     dtype = promoted(*jax.tree.leaves([getattr(rollout, name) for name in NUMBERS]))
@@ -93,6 +93,16 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
         return jnp.moveaxis(x, 0, axis).astype(dtype)
 
     return _with_time_first(_widened(rollout, dtype), axis), to_caller_layout
+
+
+def _with_numbers_repeated(rollout: Rollout, axis: int) -> Rollout:
+    """Returns arrays where one number or flag stands for all: `terminated=False`, `bootstrap_value=0.0`."""
+    rows = rollout.rewards.shape
+    shapes = dict.fromkeys(("terminated", "truncated", "final_values"), rows)
+    shapes["bootstrap_value"] = rows[:axis] + rows[axis + 1 :]
+    given = {name: getattr(rollout, name) for name in shapes}
+    numbers = {name: x for name, x in given.items() if x is not None and x.ndim == 0}
+    return rollout._replace(**{name: jnp.broadcast_to(x, shapes[name]) for name, x in numbers.items()})
 
 
 def _widened(rollout: Rollout, dtype: Any) -> Rollout:
