@@ -7,7 +7,6 @@ The sum ends where the episode ends, and at the end of the rollout. So A^(n) is 
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gae_jax._arguments import as_integer
-from gae_jax._recursion import broadcast_like, of_each_worker, skipping_step, zero_where_masked
+from gae_jax._recursion import rows_and_shared, skipping_step, zero_where_masked
 from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
@@ -90,21 +89,18 @@ def n_step_advantages(
 @functools.partial(jax.jit, static_argnames=("n", "time_axis"))
 def _n_step_advantages(rollout: Rollout, *, n: int, time_axis: int) -> Array:
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
-    of_one_worker = functools.partial(_advantages_of_one_worker, n)
-    return to_caller_layout(of_each_worker(of_one_worker, rollout, rollout.lambda_))  # λ is 1
-
-
-def _advantages_of_one_worker(n: int, rows: dict[str, Any], shared: dict[str, Any], bootstrap_value: Array) -> Array:
-    """From rows `[T]` to advantages `[T]`: n times, every row looks one row further."""
-    mask = jnp.ones_like(rows["terminated"]) if rows["mask"] is None else rows["mask"]
-    steps = jnp.arange(mask.shape[0])
-    unmasked_from = lax.cummin(jnp.where(mask, steps, steps.size), reverse=True)  # the first one, from each row on
-    end = broadcast_like(jnp.full(1, steps.size), unmasked_from[:1])
-    next_unmasked = jnp.concatenate([unmasked_from[1:], end])
+    rows, shared = rows_and_shared(rollout, rollout.lambda_)  # λ is 1
+    mask = jnp.ones_like(rollout.terminated) if rollout.mask is None else rollout.mask
+    steps = jnp.arange(len(mask)).reshape(-1, *(1,) * (mask.ndim - 1))
+    unmasked_from = lax.cummin(jnp.where(mask, steps, len(mask)), reverse=True)  # the first one, from each row on
+    next_unmasked = jnp.concatenate([unmasked_from[1:], jnp.full_like(unmasked_from[:1], len(mask))])
 
     def look_further(_: Array, targets: Array) -> Array:
-        following = jnp.concatenate([targets, bootstrap_value[None]])[next_unmasked]
+        """Extends the window of every row by one row."""
+        known = jnp.concatenate([targets, rollout.bootstrap_value[None]])
+        following = jnp.take_along_axis(known, next_unmasked, axis=0)
         return jax.vmap(skipping_step, in_axes=(0, 0, None))(following, rows, shared)[0]
 
-    value = zero_where_masked(mask, rows["value"])
-    return zero_where_masked(mask, lax.fori_loop(0, n, look_further, value) - value)
+    value = zero_where_masked(rollout.mask, rollout.values)
+    targets = lax.fori_loop(0, n, look_further, value)
+    return to_caller_layout(zero_where_masked(rollout.mask, targets - value))

@@ -16,14 +16,14 @@ unchanged. Earlier rows depend on later rows through h_t alone, so a rollout may
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gae_jax._affine_scan import affine_scan, zeros_placed_like
+from gae_jax._affine_scan import affine_scan
+from gae_jax._placement import zeros_placed_like
 from gae_jax._rollout import Rollout
 
 
@@ -75,41 +75,24 @@ def advantages_of(
     rollout: Rollout, lambda_before: Array, *, time_axis_name: str | None = None, implementation: str | None = None
 ) -> Array:
     """Returns A_t of every row, `[T, *B]`."""
-
-    def of_one_worker(rows: dict[str, Any], shared: dict[str, Any], bootstrap_value: Array) -> Array:
-        _, advantages = affine_scan(
-            skipping_step,
-            bootstrap_value,
-            rows,
-            shared,
-            reverse=True,
-            axis_name=time_axis_name,
-            implementation=implementation,
-        )
-        return advantages
-
-    return of_each_worker(of_one_worker, rollout, lambda_before)
+    rows, shared = rows_and_shared(rollout, lambda_before)
+    options = {"axis_name": time_axis_name, "implementation": implementation}
+    return affine_scan(skipping_step, rollout.bootstrap_value, rows, shared, reverse=True, **options)[1]
 
 
-def of_each_worker(of_one_worker: Callable[..., Array], rollout: Rollout, lambda_before: Array) -> Array:
-    """Returns `of_one_worker(rows, shared, bootstrap_value)`, rows `[T]` -> results `[T]`, for all workers `[T, *B]`.
-
-    What varies over time is in a row. What does not is shared by all rows of a worker, and one number by all workers.
-    """
+def rows_and_shared(rollout: Rollout, lambda_before: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the fields of `Row`: what each row has, `[T, *B]`; and what all rows share, `[*B]` or one number."""
     rows = {"reward": rollout.rewards, "value": rollout.values, "mask": rollout.mask}
     rows |= {"terminated": rollout.terminated, "truncated": rollout.truncated, "final_value": rollout.final_values}
-    shared, axes_of_workers = {}, {}
+    shared = {}
     for name, parameter in {"gamma": rollout.gamma, "lambda_before": lambda_before}.items():
-        if parameter.shape[0] != 1:
-            rows[name] = broadcast_like(parameter, rollout.terminated)
-        elif parameter.size == 1:
-            shared[name], axes_of_workers[name] = parameter.reshape(()), None
+        if parameter.size == 1:
+            shared[name] = parameter.reshape(())
+        elif parameter.shape[0] == 1:
+            shared[name] = broadcast_like(parameter[0], rollout.terminated[0])
         else:
-            shared[name], axes_of_workers[name] = broadcast_like(parameter[0], rollout.terminated[0]), 0
-    of_workers = of_one_worker
-    for _ in rollout.rewards.shape[1:]:  # one vmap for each batch axis
-        of_workers = jax.vmap(of_workers, in_axes=(1, axes_of_workers, 0), out_axes=1)
-    return of_workers(rows, shared, rollout.bootstrap_value)
+            rows[name] = broadcast_like(parameter, rollout.terminated)
+    return rows, shared
 
 
 def broadcast_like(x: Array, like: Array) -> Array:

@@ -3,11 +3,13 @@
     h_t, y_t = step(h_{t-1}, x_t, shared),    h_t = a_t h_{t-1} + b_t
 
 Affine maps compose to affine maps, so rows can be combined in parallel (Blelloch, 1990, "Prefix Sums and Their
-Applications", section 1.4). Every implementation calls the same function `step`:
+Applications", section 1.4). Every implementation calls the same function `step`, on the whole batch:
 
-- "scan": `jax.lax.scan` over the rows. The specification, and the choice on CPUs.
+- "scan": `jax.lax.scan` over the rows of one worker, vmapped over workers. The specification, and the choice on CPUs.
 - "blocked": no loop, plain JAX. The choice on GPUs, and on TPUs if the batch is narrow or the kernel cannot run.
 - "pallas": one kernel with a loop over the rows. The choice on TPUs otherwise.
+
+The choices were inferred from compiled programs. On a GPU, a loop launches some five kernels per row.
 
 The derivative of every implementation is the derivative of the loop.
 """
@@ -18,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import get_abstract_mesh
 
@@ -26,6 +27,7 @@ from gae_jax._affine_scan.affine_map import Scan, Step
 from gae_jax._affine_scan.blocked import blocked
 from gae_jax._affine_scan.pallas_tpu import is_narrow, obstacle_to_kernel, pallas_tpu
 from gae_jax._affine_scan.sharded import sharded
+from gae_jax._placement import zeros_placed_like
 
 IMPLEMENTATIONS = ("scan", "blocked", "pallas")
 
@@ -47,7 +49,7 @@ def affine_scan(
         that JAX traces. `y` is a pytree of arrays in the shape of the carry, and need not be affine.
       init: `[*B]`, the carry before the first row; with `reverse`, after the last.
       xs: a pytree of arrays `[T, *B]`, T at least 1.
-      shared: a pytree of arrays `[*B]`, which every row reads. An axis of length 1 broadcasts.
+      shared: a pytree of arrays `[*B]`, or of numbers, which every row reads.
       reverse: go from the last row to the first.
       axis_name: inside `jax.shard_map`, the mesh axis that time is split over: device i holds the i-th shard of `xs`.
         `init` is read on the device where the scan begins.
@@ -73,16 +75,35 @@ def affine_scan(
     loop = functools.partial(scan_rows, step, reverse=reverse)
     if implementation == "scan":
         return loop(init, xs, shared)
-    parallel = functools.partial(kernel_or_blocks, step, reverse=reverse, implementation=implementation)
-    parallel = with_derivative_of(loop, with_mapped_axes_in_batch(parallel))
-    if implementation is None:
-        return lax.platform_dependent(init, xs, shared, cpu=loop, default=parallel)
-    return parallel(init, xs, shared)
+    if not isinstance(jax.tree.leaves(xs)[0].shape[0], int):
+        raise NotImplementedError("a symbolic number of steps needs implementation='scan'")
+    obstacle = obstacle_to_kernel(init, xs, shared)
+    if implementation == "pallas" and obstacle:
+        raise NotImplementedError(f"implementation='pallas' cannot run here: {obstacle}")
+    blocks, kernel = (
+        with_derivative_of(loop, functools.partial(scan, step, reverse=reverse)) for scan in (blocked, pallas_tpu)
+    )
+    kernel = not_split(kernel, step)
+    branches = {
+        "blocked": {"default": blocks},
+        # For any other platform, JAX raises a NotImplementedError that quotes the names of these branches.
+        "pallas": {"tpu": kernel, "implementation='pallas' is for TPUs": kernel},
+        None: {"cpu": loop, "default": blocks} | ({} if obstacle or is_narrow(init) else {"tpu": kernel}),
+    }
+    return lax.platform_dependent(init, xs, shared, **branches[implementation])
 
 
 def scan_rows(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
-    """Runs the step row by row: one loop, whose body XLA fuses."""
-    return lax.scan(lambda carry, row: step(carry, row, shared), init, xs, reverse=reverse)
+    """Runs the step row by row: one worker's `jax.lax.scan`, vmapped over workers, once for each batch axis."""
+
+    def scan_one_worker(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
+        return lax.scan(lambda carry, row: step(carry, row, shared), init, xs, reverse=reverse)
+
+    scan = scan_one_worker
+    for _ in init.shape:
+        of_each_worker = jax.tree.map(lambda x: 0 if x.ndim else None, shared)
+        scan = jax.vmap(scan, in_axes=(0, 1, of_each_worker), out_axes=(0, 1))
+    return scan(init, xs, shared)
 
 
 def with_derivative_of(loop: Scan, scan: Scan) -> Scan:
@@ -106,47 +127,21 @@ def with_derivative_of(loop: Scan, scan: Scan) -> Scan:
     return scan
 
 
-def with_mapped_axes_in_batch(scan: Scan) -> Scan:
-    """Returns `scan`, called once for an axis of `jax.vmap`, with the axis in `*B`: the scan sees the whole batch."""
-    scan_of_batch = custom_vmap(scan)
+def not_split(scan: Scan, step: Step) -> Scan:
+    """Returns `scan` in a `cond` that is always true, and that XLA removes.
 
-    @scan_of_batch.def_vmap
-    def _(axis_size: int, is_batched: Any, init: Array, xs: Any, shared: Any) -> Any:
-        def mapped(x: Array, batched: bool) -> Array:
-            return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-
-        init = mapped(init, is_batched[0])
-        xs = jax.tree.map(lambda x, batched: jnp.moveaxis(mapped(x, batched), 0, 1), xs, is_batched[1])
-        shared = jax.tree.map(lambda x, batched: x if batched else x[None], shared, is_batched[2])
-        last, ys = with_mapped_axes_in_batch(scan)(init, xs, shared)
-        return (last, jax.tree.map(lambda y: jnp.moveaxis(y, 1, 0), ys)), (True, jax.tree.map(lambda _: True, ys))
-
-    return scan_of_batch
-
-
-def kernel_or_blocks(
-    step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool, implementation: str | None
-) -> tuple[Array, Any]:
-    """Runs the parallel implementation that was named, or else the best for the platform and the batch.
-
-    The best was inferred from compiled programs. GPU: no loop, since a loop launches some five kernels per row. TPU:
-    the kernel where it can run, unless the batch is narrow.
+    To differentiate a loop around `scan`, JAX splits the loop's body into what varies between iterations and what does
+    not. Before 0.12, the part that varies loses its custom_jvp, and a second derivative meets the bare kernel, which
+    has none. JAX does not split a `cond` whose predicate varies.
     """
-    blocks, kernel = (functools.partial(scan, step, reverse=reverse) for scan in (blocked, pallas_tpu))
-    if not isinstance(jax.tree.leaves(xs)[0].shape[0], int):
-        raise NotImplementedError("a symbolic number of steps needs implementation='scan'")
-    obstacle = obstacle_to_kernel(init, xs, shared)
-    if implementation == "blocked" or (implementation is None and (obstacle or is_narrow(init))):
-        return blocks(init, xs, shared)
-    if obstacle:
-        raise NotImplementedError(f"implementation='pallas' cannot run here: {obstacle}")
-    if implementation is None:
-        return lax.platform_dependent(init, xs, shared, tpu=kernel, default=blocks)
-    # For any other platform, JAX raises a NotImplementedError that quotes the names of these branches.
-    only_tpus = {"tpu": kernel, "implementation='pallas' is for TPUs": kernel}
-    return lax.platform_dependent(init, xs, shared, **only_tpus)
 
+    def zeros(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
+        before_each_row = jnp.broadcast_to(init, jax.tree.leaves(xs)[0].shape)
+        last, ys = jax.vmap(step, in_axes=(0, 0, None))(before_each_row, xs, shared)
+        return jax.tree.map(zeros_placed_like, (last[0], ys))
 
-def zeros_placed_like(x: Array) -> Array:
-    """Returns zeros that lie on a mesh as `x` does. `jnp.zeros_like` forgets the axes of a shard_map around it."""
-    return jnp.where(False, lax.stop_gradient(x), jnp.zeros((), x.dtype))
+    def conditional(*operands: Any) -> tuple[Array, Any]:
+        varies = [jnp.where(False, jnp.any(x), False) for x in jax.tree.leaves(operands)]
+        return lax.cond(~functools.reduce(jnp.logical_or, varies), scan, zeros, *operands)
+
+    return conditional

@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gae_jax._affine_scan.affine_map import Scan, Step
-from gae_jax._affine_scan.versions import KERNELS_ON_EXPLICIT_AXES, VARYING, reshard
+from gae_jax._placement import KERNELS_ON_EXPLICIT_AXES, VARYING, reshard
 
 MOST_LANES = 2048  # in a block: with fewer, the loop costs more than its work; with more, registers run out
 FEWEST_LANES = 16  # a vector has 128 lanes: a narrower batch leaves most of them empty
