@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from gae_jax._arguments import as_integer, check_axis_names, check_is_array, check_is_name, check_shape, promoted
+from gae_jax._placement import placed_alike
 
 
 class Rollout(NamedTuple):
@@ -92,7 +93,7 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     def to_caller_layout(x: Array) -> Array:
         return jnp.moveaxis(x, 0, axis).astype(dtype)
 
-    return _with_time_first(_widened(rollout, dtype), axis), to_caller_layout
+    return placed_alike(_with_time_first(_widened(rollout, dtype), axis)), to_caller_layout
 
 
 def _with_numbers_repeated(rollout: Rollout, axis: int) -> Rollout:

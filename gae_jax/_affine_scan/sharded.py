@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import get_abstract_mesh
 
 from gae_jax._affine_scan.affine_map import AffineMap, Step, apply
 
@@ -37,7 +38,7 @@ def sharded(
     slope = jnp.where(is_first, jnp.zeros_like(init), jnp.ones_like(init))
     b, _ = scan(step, start, xs, shared, reverse=reverse)
     a, _ = scan(functools.partial(_linear_part, step), slope, xs, shared, reverse=reverse)
-    maps = AffineMap(*lax.all_gather(jnp.stack([a, b]), axis_name, axis=1))
+    maps = AffineMap(*jnp.moveaxis(_gathered(jnp.stack([a, b]), axis_name), 1, 0))
     last, entering = scan(_follow, jnp.zeros_like(init), maps, (), reverse=reverse, implementation="blocked")
     return last, scan(step, jnp.where(is_first, init, entering[index]), xs, shared, reverse=reverse)[1]
 
@@ -50,3 +51,12 @@ def _linear_part(step: Step, carry: Array, row: Any, shared: Any) -> tuple[Array
 def _follow(carry: Array, shard: AffineMap, _: Any) -> tuple[Array, Array]:
     """From the carry that enters a shard to the carry that leaves the shard; and the carry that enters."""
     return apply(shard, carry), carry
+
+
+def _gathered(x: Array, axis_name: str) -> Array:
+    """Returns the `x` of all devices along the axis, stacked."""
+    if not get_abstract_mesh().explicit_axes:
+        return lax.all_gather(x, axis_name)
+    # Beside Explicit axes, JAX cannot transpose an all-gather: sum arrays in which each device fills its own row.
+    is_own_row = jnp.arange(lax.axis_size(axis_name)) == lax.axis_index(axis_name)
+    return lax.psum(jax.vmap(lambda own: jnp.where(own, x, 0))(is_own_row), axis_name)
