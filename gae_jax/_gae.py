@@ -52,7 +52,8 @@ def gae(
 
     The function is pure and compiled with `jax.jit`. It works inside jit, vmap, grad, scan and shard_map, not inside
     `jax.experimental.jet`. It contains no `jax.lax.stop_gradient`: in a loss, apply it to the results. A gradient
-    through the function runs two loops over time, on every platform.
+    through the function runs two loops over time, on every platform, and up to four where lambda_ varies over time
+    beside a mask.
 
     Args:
       rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
@@ -82,8 +83,9 @@ def gae(
         rollout, used on the last device only. The communication does not depend on `T`: one all-gather of two numbers
         per worker, and one more exchange if lambda_ varies over time or T is 1.
       implementation: the scan over time: "scan" is a loop, "blocked" has no loop, "pallas" is a TPU kernel. None
-        chooses by the platform. `jax.export` with a symbolic number of steps needs "scan"; `jax.export` for a TPU and
-        another platform at once needs "scan" or "blocked".
+        chooses by the platform. On a TPU pass the batch: `jax.vmap` over single trajectories runs without the kernel.
+        `jax.export` with a symbolic number of steps needs "scan"; `jax.export` for a TPU and another platform at once
+        needs "scan" or "blocked".
 
     Returns:
       GAEOutput(advantages, targets), in the shape of `rewards`, and in the dtype that rewards, values, bootstrap_value
@@ -92,8 +94,13 @@ def gae(
 
     Unused entries may be NaN; they affect neither outputs nor gradients. Unused are: all inputs of a masked row,
     final_values except where truncated and not terminated, the reward of a dropped row, and V(s_T) of a worker whose
-    last unmasked transition ended an episode. A used entry that is not finite affects its own episode only; which
-    results of the episode it reaches depends on the implementation. `gae_jax.testing.check_rollout` finds such entries.
+    last unmasked transition ended an episode. A used reward or value that is not finite affects the results of its own
+    episode only; which results of the episode it reaches depends on the implementation. Gradients, and a gamma or
+    lambda_ that is not finite, have no such limit. `gae_jax.testing.check_rollout` finds such entries.
+
+    In float32, rounding moves an advantage by at most 2^-24 max|V| / (1 - γλ). So the error may exceed 1% of the
+    advantages where |V| / |A| / (1 - γλ) is more than 160,000. Then use x64, or values relative to a baseline: with
+    γ = 1, subtract one number from all values of a rollout that does not terminate.
 
     Raises:
       TypeError: an argument is not an array of numbers or flags, in a dtype of JAX and in native byte order.

@@ -1,12 +1,17 @@
 """The boundaries of episodes in the smallest and most degenerate rollouts; and steps of different lengths."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from support.laws import assert_close
+from support.meshes import make_mesh
 from support.oracle import oracle
 from support.rollouts import random_rollout
+from support.scan_laws import interpreted_kernel
 
 import gae_jax
 from gae_jax import gae, n_step_advantages
@@ -135,3 +140,81 @@ def test_a_number_that_is_not_finite_stays_within_its_episode(estimator, impleme
             other_episodes = np.r_[0:4, 8:STEPS]
             for g, w in zip(results(rollout.replace(**{name: bad})), want, strict=True):
                 np.testing.assert_array_equal(g[other_episodes], w[other_episodes])
+
+
+# Derivatives of a loop around an estimator, as for meta-gradients of gamma and lambda.
+
+MINIBATCHES = [random_rollout(seed, steps=3, batch=(16,), truncation=None) for seed in range(2)]
+LOG_RHOS = jnp.sin(jnp.arange(3 * 16.0)).reshape(3, 16)
+
+
+def targets_by_a_python_loop(rewards, values, terminated, gamma, lambda_, rho=1.0, c=1.0, n=None):
+    """Returns V-trace targets: A_t + V(s_t) with the ratios 1; of n steps where `n` is given."""
+    steps, discounts = len(rewards), gamma * (1 - terminated.astype(jnp.float32))
+    weights, rho = c * lambda_ * jnp.ones(rewards.shape), rho * jnp.ones(rewards.shape)
+    deltas = rho * (rewards + discounts * values[1:] - values[:-1])
+    targets = []
+    for t in range(steps):
+        product, target = jnp.ones(rewards.shape[1:]), values[t]
+        for k in range(t, min(steps, t + (n or steps))):
+            target += product * deltas[k]
+            product *= discounts[k] * weights[k]
+        targets.append(target)
+    return jnp.stack(targets)
+
+
+def split_over_time(rewards, values, terminated, gamma, lambda_):
+    options = {"time_axis_name": "time", "implementation": "blocked"}
+
+    def shard(rewards, values, terminated, last_value, gamma, lambda_):
+        return gae(rewards, values, terminated, gamma=gamma, lambda_=lambda_, bootstrap_value=last_value, **options)
+
+    specs = *(P("time"),) * 3, P(), P(), P()
+    split = jax.shard_map(shard, mesh=make_mesh(time=3), in_specs=specs, out_specs=P("time"))
+    return split(rewards, values[:-1], terminated, values[-1], gamma, lambda_).targets
+
+
+def ratios(clip):
+    return jnp.exp(jnp.minimum(LOG_RHOS, jnp.log(clip)))
+
+
+def vtrace_targets(r, v, e, g, la, **clips):
+    return gae_jax.vtrace(r, v, e, log_rhos=LOG_RHOS, gamma=g, lambda_=la, **clips).targets
+
+
+by_definition, slow = targets_by_a_python_loop, pytest.mark.slow
+ESTIMATORS = {  # and the same by a Python loop
+    "gae": (lambda r, v, e, g, la: gae(r, v, e, gamma=g, lambda_=la).targets, by_definition),
+    "gae, time split": (split_over_time, by_definition),
+    "vtrace": (
+        functools.partial(vtrace_targets, clip_c=0.5),
+        functools.partial(by_definition, rho=ratios(1.0), c=ratios(0.5)),
+    ),
+    "n-step": (
+        lambda r, v, e, g, la: la * n_step_advantages(r, v, e, n=2, gamma=g),
+        lambda r, v, e, g, la: la * (by_definition(r, v, e, g, 1.0, n=2) - v[:-1]),
+    ),
+}
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("name", ["gae", *(pytest.param(name, marks=slow) for name in [*ESTIMATORS][1:])])
+@pytest.mark.usefixtures("fast_compilation")
+def test_second_derivatives_of_a_loop_over_minibatches(name):
+    """As for a meta-gradient of gamma and lambda; the batch is wide enough for the kernel of TPUs."""
+
+    def derivatives(estimate):
+        def loss(numbers):
+            def minibatch(weight, rollout):
+                rewards, values, terminated = rollout
+                return jnp.mean(jnp.sin(estimate(rewards * weight, values * weight, terminated, *numbers))), None
+
+            return jax.lax.scan(minibatch, jnp.float32(1), arrays)[0]
+
+        return jax.hessian(loss)(numbers), jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2))(numbers)
+
+    arrays = [jnp.stack([getattr(x, name) for x in MINIBATCHES]) for name in ("rewards", "values", "terminated")]
+    numbers = jnp.array([0.9, 0.8])
+    with interpreted_kernel():
+        got, want = (jax.jit(functools.partial(derivatives, estimate))() for estimate in ESTIMATORS[name])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), got, want)

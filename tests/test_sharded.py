@@ -25,7 +25,7 @@ from support.versions import (
     shard_map_of_some_axes,
 )
 
-from gae_jax import gae
+from gae_jax import gae, n_step_advantages, vtrace
 from gae_jax._affine_scan import affine_scan
 
 versions, slow = pytest.mark.versions, pytest.mark.slow
@@ -85,6 +85,34 @@ def test_workers_split(kind, implementation, axes, context):
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, specs["rewards"]), 2)
 
 
+@slow
+@versions
+@pytest.mark.parametrize("estimator", [gae, vtrace, n_step_advantages])
+def test_arguments_split_in_different_ways(estimator):
+    """Over Explicit axes: all arguments are split as the first that is split, and so are results and gradients."""
+    mesh = make_mesh(Explicit, a=4, b=2)
+    how = {"gamma": 0.9} | ({"n": 3} if estimator is n_step_advantages else {"lambda_": 0.8})
+    how |= {"log_rhos": jnp.sin(ARRAYS["rewards"])} if estimator is vtrace else {}
+    floats = {k: x for k, x in ARRAYS.items() if x.dtype == jnp.float32}
+
+    def total(floats, arrays):
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(estimator(**(arrays | floats), **how)))
+
+    wanted = jax.grad(total)(floats, ARRAYS)
+    splits = [P(), P("a"), P("b"), P(("a", "b")), None]
+    for first in range(3):
+        arrays = dict(ARRAYS)
+        for i, (name, x) in enumerate(ARRAYS.items()):
+            if (split := splits[(i + first) % 5]) is not None:
+                spec = P(*[None] * (x.ndim - 1), *split)
+                arrays[name] = jax.device_put(x, NamedSharding(mesh, spec))
+        got = jax.grad(total)({k: arrays[k] for k in floats}, arrays)
+        assert_close([got[k] for k in floats], [np.asarray(wanted[k]) for k in floats])
+    rewards = jax.device_put(ARRAYS["rewards"], NamedSharding(mesh, P(None, "a")))
+    [first, *_] = jax.tree.leaves(estimator(**(ARRAYS | {"rewards": rewards}), **how))
+    assert first.sharding.is_equivalent_to(rewards.sharding, 2)
+
+
 def test_counter_detects_a_gather():
     """With time split under plain jit, the compiler gathers the rollout."""
     arrays, _ = placed(make_mesh(a=8), time="a")
@@ -115,23 +143,35 @@ def test_time_split_matches_oracle(rollout, devices, implementation):
     assert_close(split(**rollout.arguments()), oracle(**rollout.arguments()))
 
 
+LAWS = (laws.matches_oracle, laws.any_time_axis, laws.unused_entries_affect_nothing, laws.gradients_match_oracle)
+
+
 @slow
 @pytest.mark.usefixtures("fast_compilation")
 @pytest.mark.parametrize(
-    ("law", "check_vma"),
-    [
-        (laws.matches_oracle, True),
-        (laws.any_time_axis, True),
-        (laws.unused_entries_affect_nothing, True),
-        (laws.gradients_match_oracle, True),
-        (laws.gradients_match_oracle, False),
-    ],
+    ("law", "devices", "check_vma"),
+    [*((law, 3, True) for law in LAWS), (laws.matches_oracle, 6, True), (laws.gradients_match_oracle, 3, False)],
     ids=lambda x: getattr(x, "__name__", None),
 )
-def test_time_split_obeys_the_law(law, check_vma):
-    split = laws.Library(over_time(gae, 3, check_vma=check_vma))
-    for rollout in (EXAMPLES[0], EXAMPLES[7]):  # lambda_ varies, or does not
+def test_time_split_obeys_the_law(law, devices, check_vma):
+    """With shards of two rows and of one; lambda_ varies beside a mask, varies without one, or does not vary."""
+    split = laws.Library(over_time(gae, devices, check_vma=check_vma))
+    for rollout in (EXAMPLES[0], EXAMPLES[3], EXAMPLES[7]):
         law(split, rollout)
+
+
+@slow
+def test_derivative_along_lambda_at_0_over_shards_of_one_row():
+    """There the a of each shard is 0, and its derivative is not."""
+    rollout = random_rollout(0, steps=6, batch=(3,), ends=0.0, truncation=None)
+
+    def slope(fn):
+        def of(lambda_):
+            return fn(**rollout.replace(lambda_=lambda_).arguments()).advantages
+
+        return jax.jvp(of, (jnp.zeros((6, 3)),), (jnp.ones((6, 3)),))[1]
+
+    assert_close([slope(over_time(gae, 6))], [np.asarray(slope(gae))])
 
 
 BOTH, TIME = ("time", "workers"), ("time",)
@@ -169,7 +209,9 @@ def test_time_and_workers_split(implementation, manual, kind):
     with scan_laws.interpreted_kernel(), set_mesh(mesh):
         executable = jax.jit(fn).lower(arrays).compile()
         output = executable(arrays)
+        slopes = jax.jit(jax.grad(lambda arrays: jnp.sum(fn(arrays).advantages ** 2), allow_int=True))(arrays)
     assert_close(output, WANT)
+    assert_close([slopes["rewards"]], [np.asarray(gradient(ARRAYS)["rewards"])])
     assert manual == TIME or collectives(executable) == {"all-gather": 1}
     for x in output:
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, P("time", "workers")), 2)

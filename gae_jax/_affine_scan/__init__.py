@@ -130,10 +130,13 @@ def with_derivative_of(loop: Scan, scan: Scan) -> Scan:
 def not_split(scan: Scan, step: Step) -> Scan:
     """Returns `scan` in a `cond` that is always true, and that XLA removes.
 
-    To differentiate a loop around `scan`, JAX splits the loop's body into what varies between iterations and what does
-    not. Before 0.12, the part that varies loses its custom_jvp, and a second derivative meets the bare kernel, which
-    has none. JAX does not split a `cond` whose predicate varies.
+    To differentiate a loop around `scan`, JAX splits the body of the loop into what varies between iterations and what
+    does not. Before jax 0.12, `custom_jvp` is lost where the body varies, and a second derivative meets the bare
+    kernel, which has no derivative. JAX does not look into a `cond` whose predicate varies.
     """
+
+    if jax.__version_info__ >= (0, 12):
+        return scan
 
     def zeros(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
         before_each_row = jnp.broadcast_to(init, jax.tree.leaves(xs)[0].shape)

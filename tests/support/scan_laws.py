@@ -104,6 +104,37 @@ def differentiates_one_input_at_a_time(lib, name):
     assert_all_close(tangents_of_one_input(lib, name), tangents_of_one_input(None, None), 1e-4)
 
 
+def differentiates_twice_around_a_loop(lib, name):
+    """A second derivative of `lax.scan` over minibatches, with the scan in its body: JAX splits such a body in two."""
+    assert_all_close(second_derivatives_around_a_loop(lib, name), second_derivatives_around_a_loop(None, None), 1e-3)
+
+
+@functools.cache
+def second_derivatives_around_a_loop(lib, name, minibatches=2, batch=(16,)):
+    """With respect to one number that every row reads, and one for all rows: as gamma and lambda are."""
+    init, xs, shared = problem(6, 5, batch)
+    xs = jax.tree.map(lambda x: jnp.stack([x[::-1]] * minibatches), xs)
+
+    def loss(numbers):
+        def minibatch(weight, rows):
+            rows = rows | {"a": rows["a"] * numbers[0]}
+            last, ys = scanned(lib, name, init * weight, rows, (numbers[1], shared[1]), reverse=True)
+            return weight + jnp.mean(jnp.sin(last)) + jnp.mean(jnp.sin(ys["before"])), None
+
+        return lax.scan(minibatch, jnp.float32(0.5), xs)[0]
+
+    def results(numbers):
+        gradient = jax.grad(loss)
+        return {
+            "hessian": jax.hessian(loss)(numbers),
+            "gradient of a gradient": jax.grad(lambda x: jnp.sum(gradient(x) ** 2))(numbers),
+            "gradient along a direction": slope_of(gradient, numbers, jnp.cos(numbers)),
+        }
+
+    with short_blocks(lib):
+        return jax.jit(results)(jnp.array([0.9, 0.8]))
+
+
 def widest(name):
     """Returns the widest dtype that an implementation reads, and a tolerance for derivatives in this dtype."""
     return (np.float32, 1e-3) if name == "pallas" else (np.float64, 1e-9)
@@ -228,6 +259,7 @@ LAWS = (
     matches_lax_scan,
     differentiates_as_lax_scan,
     differentiates_twice_as_lax_scan,
+    differentiates_twice_around_a_loop,
     differentiates_one_input_at_a_time,
     forgets_before_a_cut,
     batches_as_lax_scan,
