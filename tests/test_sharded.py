@@ -19,6 +19,7 @@ from support.meshes import make_mesh, over_time
 from support.oracle import oracle
 from support.rollouts import EXAMPLES, random_rollout, rollouts
 from support.versions import (
+    gradients_on_explicit_axes,
     kernel_on_explicit_axes,
     kernel_with_derivative_per_shard,
     set_mesh,
@@ -93,24 +94,24 @@ def test_arguments_split_in_different_ways(estimator):
     mesh = make_mesh(Explicit, a=4, b=2)
     how = {"gamma": 0.9} | ({"n": 3} if estimator is n_step_advantages else {"lambda_": 0.8})
     how |= {"log_rhos": jnp.sin(ARRAYS["rewards"])} if estimator is vtrace else {}
-    floats = {k: x for k, x in ARRAYS.items() if x.dtype == jnp.float32}
 
-    def total(floats, arrays):
-        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(estimator(**(arrays | floats), **how)))
+    def total(rewards, arrays):
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(estimator(**(arrays | {"rewards": rewards}), **how)))
 
-    wanted = jax.grad(total)(floats, ARRAYS)
+    with_gradient = jax.jit(jax.value_and_grad(total) if gradients_on_explicit_axes else total)
+    wanted = with_gradient(ARRAYS["rewards"], ARRAYS)
     splits = [P(), P("a"), P("b"), P(("a", "b")), None]
     for first in range(3):
         arrays = dict(ARRAYS)
         for i, (name, x) in enumerate(ARRAYS.items()):
             if (split := splits[(i + first) % 5]) is not None:
-                spec = P(*[None] * (x.ndim - 1), *split)
-                arrays[name] = jax.device_put(x, NamedSharding(mesh, spec))
-        got = jax.grad(total)({k: arrays[k] for k in floats}, arrays)
-        assert_close([got[k] for k in floats], [np.asarray(wanted[k]) for k in floats])
+                arrays[name] = jax.device_put(x, NamedSharding(mesh, P(*[None] * (x.ndim - 1), *split)))
+        with set_mesh(mesh):
+            got = with_gradient(arrays["rewards"], arrays)
+        assert_close(*map(jax.tree.leaves, (got, wanted)))
     rewards = jax.device_put(ARRAYS["rewards"], NamedSharding(mesh, P(None, "a")))
-    [first, *_] = jax.tree.leaves(estimator(**(ARRAYS | {"rewards": rewards}), **how))
-    assert first.sharding.is_equivalent_to(rewards.sharding, 2)
+    [result, *_] = jax.tree.leaves(estimator(**(ARRAYS | {"rewards": rewards}), **how))
+    assert result.sharding.is_equivalent_to(rewards.sharding, 2)
 
 
 def test_counter_detects_a_gather():

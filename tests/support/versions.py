@@ -14,6 +14,7 @@ sharding: Any = jax.sharding
 enable_x64 = jax.enable_x64 if VERSION >= (0, 8) else experimental.enable_x64
 set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else sharding.use_mesh
 kernel_on_explicit_axes = pytest.mark.skipif(VERSION < (0, 9), reason="the kernel on Explicit axes needs jax 0.9")
+gradients_on_explicit_axes = VERSION >= (0, 8)  # jax 0.7 forgets the mesh of a cotangent
 shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 10), reason="shard_map of some Explicit axes needs jax 0.10")
 
 kernel_with_derivative_per_shard = pytest.mark.skipif(
