@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from support.laws import assert_close
+from support.mutants import Mutant
 from support.oracle import oracle, vtrace_oracle
 
 
@@ -86,10 +87,30 @@ def reads_last_value(rollout):
     return continues
 
 
-LAWS = (
-    n_steps_match_oracle,
-    gae_is_the_weighted_average_of_n_steps,
-    vtrace_matches_oracle,
-    vtrace_on_policy_is_gae,
-    unused_entries_affect_nothing,
-)
+# Mistakes in the package, and the laws that must detect them.
+MUTANTS = {
+    n_steps_match_oracle: (
+        Mutant("one step too few", "_n_step.py", "fori_loop(0, n,", "fori_loop(1, n,"),
+        Mutant(
+            "masked rows count",
+            "_n_step.py",
+            "jnp.where(mask, steps, len(mask))",
+            "jnp.broadcast_to(steps, mask.shape)",
+        ),
+    ),
+    gae_is_the_weighted_average_of_n_steps: (
+        Mutant("V(s_{T-1}) for V(s_T)", "_n_step.py", "rollout.bootstrap_value[None]", "rollout.values[-1:]"),
+    ),
+    vtrace_matches_oracle: (
+        Mutant("rho is not clipped", "_vtrace.py", "jnp.exp(log_rho_clipped), ", "jnp.exp(log_rho), "),
+        Mutant("c of its own row", "_vtrace.py", "before(rollout._replace(lambda_=c_over_rho))", "c_over_rho"),
+    ),
+    vtrace_on_policy_is_gae: (
+        Mutant("bootstraps from vs", "_vtrace.py", "lambda_before * (targets - value)", "(targets - value)"),
+    ),
+    unused_entries_affect_nothing: (
+        Mutant("log ratio of a masked row", "_vtrace.py", "unmasked(rollout.log_rhos)", "rollout.log_rhos"),
+    ),
+}
+
+LAWS = tuple(MUTANTS)

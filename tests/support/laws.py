@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from support.mutants import Mutant
 from support.oracle import oracle
 from support.rollouts import FLAGS, PARAMETERS, Rollout
 
@@ -190,24 +191,115 @@ def flags_of(rollout):
     return {k: x for k, x in rollout.arguments().items() if k in FLAGS}
 
 
-LAWS = (
-    matches_oracle,
-    bootstrap_value_equals_the_last_row_of_values,
-    lambda_0_gives_td_errors,
-    lambda_1_gives_monte_carlo_returns,
-    split_rollout_equals_whole,
-    batch_equals_single_workers,
-    masked_rows_are_skipped,
-    parameters_broadcast,
-    any_time_axis,
-    terminated_wins_over_truncated,
-    unused_entries_affect_nothing,
-    gradients_match_oracle,
-)
-
-
 def assert_close(got, want, rtol=1e-5):
     """Asserts equality up to `rtol`, relative to the largest entry: an advantage is a difference, and may be near 0."""
     for g, w in zip(got, want, strict=True):
         w = np.asarray(w)
         np.testing.assert_allclose(g, w, rtol=0, atol=rtol * max(1.0, np.abs(w).max()))
+
+
+# Mistakes in the package, and the laws that must detect them.
+RECURSION, ROLLOUT, SHARDED = "_recursion.py", "_rollout.py", "_affine_scan/sharded.py"
+MUTANTS = {
+    matches_oracle: (
+        Mutant("time runs forward", RECURSION, "reverse=True", "reverse=False"),
+        Mutant("lambda of its own row", RECURSION, "jnp.concatenate([before, lambda_[:-1]])", "lambda_"),
+        Mutant(
+            "numbers in bfloat16",
+            RECURSION,
+            "parameter.reshape(())",
+            "parameter.reshape(()).astype(jnp.bfloat16).astype(jnp.float32)",
+        ),
+    ),
+    lambda_0_gives_td_errors: (
+        Mutant("the result is in reverse", RECURSION, "**options)[1]", "**options)[1][::-1]"),
+        Mutant(
+            "flag of the step before", RECURSION, ": rollout.terminated,", ": jnp.roll(rollout.terminated, 1, axis=0),"
+        ),
+        Mutant("V(s_t) for V(final)", RECURSION, "row.final_value, h)", "row.value, h)"),
+        Mutant("not dropped", RECURSION, "row.truncated & ~row.terminated", "False"),
+        Mutant("lambda is missing", RECURSION, "row.lambda_before * advantage", "advantage"),
+        Mutant("gamma for lambda", RECURSION, "row.lambda_before * advantage", "row.gamma * advantage"),
+        Mutant("gamma is missing", RECURSION, "row.gamma * next_value(h, row)", "next_value(h, row)"),
+    ),
+    lambda_1_gives_monte_carlo_returns: (
+        Mutant("truncation as termination", RECURSION, "row.final_value, h)", "0, h)"),
+        Mutant("no bootstrap value", RECURSION, "skipping_step, rollout.", "skipping_step, 0 * rollout."),
+    ),
+    split_rollout_equals_whole: (
+        Mutant(
+            "lambda is missing on the first hop",
+            RECURSION,
+            "advantage, advantage",
+            "advantage, advantage / row.lambda_before",
+        ),
+    ),
+    batch_equals_single_workers: (
+        Mutant(
+            "one bootstrap value for all",
+            RECURSION,
+            "rollout.bootstrap_value, rows",
+            "rollout.bootstrap_value.max() + 0 * rollout.bootstrap_value, rows",
+        ),
+    ),
+    bootstrap_value_equals_the_last_row_of_values: (
+        Mutant("V(s_{T-1}) for V(s_T)", ROLLOUT, "rows.values[-1]", "rows.values[-2]"),
+    ),
+    any_time_axis: (Mutant("time left in front", ROLLOUT, "jnp.moveaxis(x, 0, axis)", "x"),),
+    parameters_broadcast: (
+        Mutant(
+            "the first row for all rows",
+            RECURSION,
+            "broadcast_like(parameter, roll",
+            "broadcast_like(parameter[:1], roll",
+        ),
+    ),
+    terminated_wins_over_truncated: (
+        Mutant(
+            "truncation wins",
+            RECURSION,
+            "where(row.terminated, 0",
+            "where(row.terminated & ~jnp.bool_(row.truncated), 0",
+        ),
+    ),
+    masked_rows_are_skipped: (
+        Mutant(
+            "a masked row ends the episode", RECURSION, "jnp.where(row.mask, h_t, h)", "jnp.where(row.mask, h_t, 0)"
+        ),
+        Mutant("a masked row is a step", RECURSION, "jnp.where(row.mask, h_t, h)", "h_t"),
+        Mutant("lambda of a masked row", RECURSION, "jnp.where(mask, lambda_, last)", "lambda_"),
+    ),
+    unused_entries_affect_nothing: (
+        Mutant("0 times NaN", RECURSION, "jnp.where(row.terminated, 0, h)", "(1 - row.terminated.astype(h.dtype)) * h"),
+        Mutant("masked rows are read", RECURSION, "else jnp.where(mask, x, 0)", "else x"),
+        Mutant(
+            "NaN in a masked target",
+            RECURSION,
+            "jnp.isfinite(rollout.values), rollout.values, 0)",
+            "True, rollout.values, 0)",
+        ),
+    ),
+    gradients_match_oracle: (
+        Mutant("targets detached", "_gae.py", "advantages + value", "jax.lax.stop_gradient(advantages) + value"),
+    ),
+}
+
+# These appear only where time is split over devices.
+MUTANTS_WITH_TIME_SPLIT = {
+    matches_oracle: (
+        Mutant("time begins at the wrong end", SHARDED, "count - 1 if reverse else 0", "0 if reverse else count - 1"),
+        Mutant("carry of the first shard", SHARDED, "entering[index]", "entering[0]"),
+        Mutant("lambda of its own shard", RECURSION, "if time_axis_name is not None:", "if False:"),
+        Mutant("lambda of the shard after", RECURSION, "[(i, i + 1) for", "[(i + 1, i) for"),
+        Mutant("lambda of the first row before", RECURSION, "before = lambda_[-1:]", "before = lambda_[:1]"),
+        Mutant("lambda of a shard of one row", RECURSION, "and not is_shard_of_one_row", "or False"),
+        Mutant("masked shards apart", RECURSION, "axis_name=time_axis_name, impl", "impl"),
+    ),
+    unused_entries_affect_nothing: (
+        Mutant(
+            "0 times NaN at a seam", "_affine_scan/affine_map.py", "(a == 0) & ~jnp.isfinite(h), 0, h", "False, 0, h"
+        ),
+    ),
+}
+
+LAWS = tuple(MUTANTS)

@@ -1,8 +1,7 @@
-"""The package with one mistake: each mutant of `mutants.txt` replaces one fragment, and some laws must detect it."""
+"""The package with one mistake. The mutants stand in `MUTANTS`, beside the laws that must detect them."""
 
 import importlib
 import pathlib
-import re
 import shutil
 import sys
 from typing import NamedTuple
@@ -14,11 +13,10 @@ PACKAGE = pathlib.Path(gae_jax.__file__).parent
 
 
 class Mutant(NamedTuple):
-    """A file of the package, the laws that must fail, a fragment of the file, and the fragment in its place."""
+    """A mistake: a fragment of a file of the package, which occurs there once, and the fragment in its place."""
 
     name: str
     file: str
-    caught_by: tuple[str, ...]
     fragment: str
     instead: str
 
@@ -28,21 +26,6 @@ class Mutant(NamedTuple):
         count = source.count(self.fragment)
         assert count == 1, f"{self.name}: {self.fragment!r} must occur once in {self.file}; it occurs {count} times"
         return source.replace(self.fragment, self.instead)
-
-
-def read_mutants():
-    """Returns the mutants of each section of `mutants.txt`."""
-    text = pathlib.Path(__file__).with_name("mutants.txt").read_text(encoding="utf-8")
-    _, *sections = re.split(r"^=+ (.*)$", text, flags=re.MULTILINE)
-    entry = re.compile(r"^(\w+): (\S+): (.*)\n- (.*)\n\+ (.*)$", re.MULTILINE)
-    return {
-        title: [Mutant(name, file, tuple(laws.split(", ")), *texts) for name, file, laws, *texts in entry.findall(body)]
-        for title, body in zip(sections[::2], sections[1::2], strict=True)
-    }
-
-
-BY_SECTION = read_mutants()
-MUTANTS = BY_SECTION["gae"]
 
 
 def load(mutant, directory):

@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from support.mutants import Mutant
 from support.versions import enable_x64, two_cores_with_race_detection
 
 PALLAS_CALL, PLATFORM_DEPENDENT = pl.pallas_call, lax.platform_dependent
@@ -255,12 +256,44 @@ def kernel_matches_lax_scan(lib, length=12, lanes=130):
         assert_all_close(got, by_lax_scan(4, length, (lanes,), reverse))
 
 
-LAWS = (
-    matches_lax_scan,
-    differentiates_as_lax_scan,
-    differentiates_twice_as_lax_scan,
-    differentiates_twice_around_a_loop,
-    differentiates_one_input_at_a_time,
-    forgets_before_a_cut,
-    batches_as_lax_scan,
+# Mistakes in the package, and the laws that must detect them.
+SCAN, AFFINE_MAP, BLOCKED, KERNEL = (
+    f"_affine_scan/{name}.py" for name in ("__init__", "affine_map", "blocked", "pallas_tpu")
 )
+MUTANTS = {
+    matches_lax_scan: (Mutant("composed backwards", AFFINE_MAP, "apply(then, first.b)", "apply(first, then.b)"),),
+    differentiates_as_lax_scan: (
+        Mutant("loop runs forward", SCAN, "scan_rows, step, reverse=reverse", "scan_rows, step, reverse=False"),
+    ),
+    differentiates_twice_as_lax_scan: (
+        Mutant(
+            "detached", SCAN, "[leaves[i] for i in moving], [d", "[lax.stop_gradient(leaves[i]) for i in moving], [d"
+        ),
+    ),
+    differentiates_twice_around_a_loop: (
+        Mutant("the bare kernel in a loop", SCAN, "kernel = not_split(kernel, step)", "pass"),
+    ),
+    differentiates_one_input_at_a_time: (
+        Mutant("others are 0", SCAN, "dict(enumerate(leaves)) |", "dict(enumerate(map(jnp.zeros_like, leaves))) |"),
+    ),
+    forgets_before_a_cut: (Mutant("0 times NaN", AFFINE_MAP, "(a == 0) & ~jnp.isfinite(h), 0, h", "False, 0, h"),),
+    batches_as_lax_scan: (
+        Mutant(
+            "numbers of all rows are 0",
+            BLOCKED,
+            "(entering, xs, shared)",
+            "(entering, xs, jax.tree.map(jnp.zeros_like, shared))",
+        ),
+    ),
+    kernel_matches_lax_scan: (
+        Mutant("a race between blocks of time", KERNEL, '("parallel", "arbitrary")', '("parallel", "parallel")'),
+        Mutant(
+            "over the edge",
+            KERNEL,
+            "jnp.minimum(rows_in_block, length",
+            "jnp.minimum(rows_in_block, rows_in_block + length",
+        ),
+    ),
+}
+
+LAWS = tuple(law for law in MUTANTS if law is not kernel_matches_lax_scan)
