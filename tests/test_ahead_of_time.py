@@ -58,12 +58,32 @@ def test_counter_detects_a_loop():
     assert "while" in chips.launched(chips.compiled("H100", by("scan"), *shapes(16, 4096)))
 
 
-@pytest.mark.parametrize("chip", ["H100", "v5e"])
 @pytest.mark.parametrize(("length", "lanes"), [(128, 4096), (2048, 128)])
-def test_vmap_of_single_trajectories_compiles_to_the_batched_program(chip, length, lanes):
-    vmapped, batched = (chips.compiled(chip, fn, *shapes(length, lanes)) for fn in (over_workers, call))
-    assert chips.launched(vmapped) == chips.launched(batched)
-    assert scratch(vmapped) == scratch(batched)
+def test_vmap_of_single_trajectories(length, lanes):
+    """On a GPU, no more kernels than the batch has; on a TPU, blocks in the place of the kernel."""
+    vmapped, batched = (
+        chips.launched(chips.compiled("H100", fn, *shapes(length, lanes))) for fn in (over_workers, call)
+    )
+    assert set(vmapped) == {"fusion"}
+    assert vmapped["fusion"] <= batched["fusion"]
+    text = chips.text(chips.compiled("v5e", over_workers, *shapes(length, lanes)))
+    assert "tpu_custom_call" not in text
+    assert " while(" not in text
+
+
+@pytest.mark.parametrize(("length", "lanes"), [(128, 512), (2048, 128)])
+def test_vmap_over_seeds(length, lanes):
+    """On a GPU, at most two more kernels than the batch has; on a TPU, one kernel."""
+
+    def launched(chip, fn, *seeds):
+        arrays = [jax.ShapeDtypeStruct((*seeds, *x.shape), x.dtype) for x in shapes(length, lanes)]
+        return chips.compiled(chip, fn, *arrays)
+
+    over_seeds, alone = (chips.launched(launched("H100", *fn)) for fn in ((jax.vmap(call), 8), (call,)))
+    assert set(over_seeds) == {"fusion"}
+    assert over_seeds["fusion"] <= alone["fusion"] + 2
+    text = chips.text(launched("v5e", jax.vmap(call), 8))
+    assert text.count('custom_call_target="tpu_custom_call"') == 1
 
 
 @pytest.mark.parametrize("chip", chips.TPUS)

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
-from support.laws import LAWS, assert_close, flags_of, inputs_of
+from support.laws import LAWS, assert_close, flags_of, inputs_of, unused_entries_affect_nothing
 from support.meshes import make_mesh
 from support.oracle import oracle
-from support.rollouts import FLAGS, kinds, random_rollout, rollouts, seeds
+from support.rollouts import EXAMPLES, FLAGS, kinds, random_rollout, rollouts, seeds
 from support.versions import enable_x64
 
 import gae_jax
@@ -74,6 +74,12 @@ def test_law(law):
             law(gae_jax, random_rollout(seed + i, **kind))
 
     check()
+
+
+@pytest.mark.parametrize("rollout", EXAMPLES[:2], ids=["final_values", "dropped"])
+def test_unused_entries_of_a_fixed_rollout(rollout):
+    """Every kind of unused entry: random rollouts miss one now and then."""
+    unused_entries_affect_nothing(gae_jax, rollout)
 
 
 # The object.
@@ -268,10 +274,48 @@ def test_one_loop_and_no_transposition_for_any_batch_axes(batch):
     assert "transpose" not in opcodes(executable)
 
 
-@pytest.mark.parametrize(("implementation", "loops"), [("scan", 1), ("blocked", 0)])
+@pytest.mark.parametrize(("implementation", "loops"), [("scan", 2), ("blocked", 0)])
 def test_named_implementation_runs(implementation, loops):
-    executable = compiled(functools.partial(estimate, implementation=implementation))
-    assert opcodes(executable)["while"] == loops
+    """Also where one more scan finds lambda_ of the unmasked row before."""
+
+    def masked(rewards, values, terminated, mask, bootstrap_value):
+        how = {"bootstrap_value": bootstrap_value, "implementation": implementation}
+        return gae(rewards, values, terminated, mask=mask, gamma=0.9, lambda_=rewards, **how)
+
+    assert opcodes(compiled(masked))["while"] == loops
+
+
+# Rounding.
+
+
+@pytest.mark.parametrize("gamma", [0.99, 1.0])
+@pytest.mark.parametrize("lambda_", [0.9, 0.999, 0.9999])
+def test_rounding_error_of_large_values_is_within_its_bound(gamma, lambda_):
+    """2^-24 max|V| / (1 - γλ), as the docstring says, where |V| is a million times |A|; and none with its remedies."""
+    rng = np.random.default_rng(0)
+    rewards, values = (rng.normal(size=(n, 4)).astype(np.float32) for n in (20_000, 20_001))
+    gamma, lambda_ = np.float32(gamma), np.float32(lambda_)
+
+    def error(level):
+        rollout = rewards, np.float32(values + level), np.zeros((20_000, 4), bool)
+        got = gae(*rollout, gamma=gamma, lambda_=lambda_).advantages
+        want = advantages_in_float64(*rollout[:2], float(gamma), float(lambda_))
+        return np.abs(got - want).max() / np.abs(want).max(), np.abs(want).max()
+
+    relative, scale = error(1e6)
+    assert relative * scale < 2**-24 * 1e6 / (1 - float(gamma) * float(lambda_))
+    assert error(0.0)[0] < 1e-5
+    with enable_x64(True):
+        rewards, values = np.float64(rewards), np.float64(values)
+        assert error(1e6)[0] < (1e-5 if gamma == 1 else 1e-6)
+
+
+def advantages_in_float64(rewards, values, gamma, lambda_):
+    advantages, later = [], 0.0
+    for r, v, next_value in zip(*(np.float64(x)[::-1] for x in (rewards, values[:-1], values[1:])), strict=True):
+        later = r + gamma * next_value - v + gamma * lambda_ * later
+        advantages.append(later)
+    return np.stack(advantages[::-1])
 
 
 def test_gradient_runs_one_loop_after_another():

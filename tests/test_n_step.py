@@ -22,11 +22,12 @@ from gae_jax import n_step_advantages
 ROLLOUT = random_rollout(0, steps=24, batch=(16,), ends=0.1, dead=0.2)
 ARRAYS = {k: jnp.asarray(x) for k, x in ROLLOUT.arguments().items() if isinstance(x, np.ndarray)}
 ARRAYS |= {"values": ARRAYS["values"][:-1], "bootstrap_value": ARRAYS["values"][-1]}
-WANT = oracle(**ROLLOUT.replace(lambda_=1.0).arguments(), n=5)[0]
+N_STEPS = 20  # more than there are workers, fewer than there are steps
+WANT = oracle(**ROLLOUT.replace(lambda_=1.0).arguments(), n=N_STEPS)[0]
 
 
 def estimate(arrays, **how):
-    return n_step_advantages(**arrays, n=5, gamma=0.9, **how)
+    return n_step_advantages(**arrays, n=N_STEPS, gamma=0.9, **how)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_gradient_matches_oracle():
         wide = {k: x if x.dtype == bool else np.float64(x) for k, x in ARRAYS.items()}
         got = jax.jvp(lambda r: estimate(wide | {"rewards": r}), (jnp.asarray(wide["rewards"]),), (direction,))[1]
         moved = ROLLOUT.replace(rewards=np.float64(ROLLOUT.rewards) + direction, lambda_=1.0)
-        assert_close([got], [oracle(**moved.arguments(), n=5)[0] - WANT])
+        assert_close([got], [oracle(**moved.arguments(), n=N_STEPS)[0] - WANT])
         pullback = jax.vjp(lambda r: estimate(wide | {"rewards": r}), jnp.asarray(wide["rewards"]))[1]
         weights = np.random.default_rng(2).normal(size=WANT.shape)
         assert np.vdot(pullback(jnp.asarray(weights))[0], direction) == pytest.approx(np.vdot(got, weights))

@@ -214,6 +214,7 @@ def test_time_and_workers_split(implementation, manual, kind):
     assert_close(output, WANT)
     assert_close([slopes["rewards"]], [np.asarray(gradient(ARRAYS)["rewards"])])
     assert manual == TIME or collectives(executable) == {"all-gather": 1}
+    assert (implementation == "blocked") <= (" while(" not in executable.as_text())
     for x in output:
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, P("time", "workers")), 2)
 

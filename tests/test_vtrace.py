@@ -70,7 +70,9 @@ def test_vmap_and_another_axis_of_time(clips):
 @pytest.mark.slow
 @pytest.mark.parametrize("clips", CLIPS.values(), ids=CLIPS)
 def test_blocked(clips):
-    assert_close(estimate(SPLIT, implementation="blocked", **clips), wanted(clips))
+    program = jax.jit(functools.partial(estimate, implementation="blocked", **clips)).lower(SPLIT).compile()
+    assert_close(program(SPLIT), wanted(clips))
+    assert " while(" not in program.as_text()
 
 
 def test_narrow_floats_in_and_out():
