@@ -1,25 +1,208 @@
+"""The calls of examples/guides/migrating.md, as printed: against the definition of GAE, and the agents' own functions.
+
+tests/support/peers.py has what the agents store. A package that cannot be imported is skipped; the extra `peers` has
+those that can be installed together.
+"""
+
 import contextlib
-import jax, numpy as np, pytest
-from support import peers
+from types import SimpleNamespace
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from support import pages, peers
 from support.laws import assert_close
+from support.oracle import oracle
 from support.peers import AGENTS, PACKAGES
-SEEDS, PARAMETERS = range(2), [(0.99, 0.95), (0.9, 0.0)]
-def rollouts(agent):
-    return [peers.kind_of_rollout(AGENTS[agent], s, g, l) for g, l in PARAMETERS for s in SEEDS]
+
+import gae_jax
+from gae_jax import normalize
+
+PURE_JAX_RL = [f"PureJaxRL, {file}, with time limits" for file in ("ppo.py", "ppo_rnn.py")]
+TUNIX, SKRL = "tunix.rl.algo_core:compute_gae_advantages", "skrl.agents.jax.ppo.ppo:_compute_gae"
+SB3 = "stable_baselines3.common.buffers"
+WHITENED, TENSORS = "whitened by n - 1", "any dtype and device, with or without a gradient"
+
+
+def rollouts_of(agent):
+    parameters = [(0, 0.99, 0.95), (1, 0.9, 0.0)]
+    return [peers.kind_of_rollout(AGENTS[agent], *each) for each in parameters]
+
+
+@contextlib.contextmanager
+def skip_import_errors():
+    try:
+        yield
+    except ImportError as error:
+        pytest.skip(f"cannot be imported: {error}")
+
+
 @pytest.mark.parametrize("agent", AGENTS)
 def test_call_matches_definition(agent):
-    for rollout in rollouts(agent):
-        got = peers.in_rows(peers.run_call(agent, peers.names_of(agent, rollout)), rollout)
-        want = peers.wanted(agent, rollout)
-        live = rollout.live
-        assert_close([got[live]], [want[live]])
+    """On arrays of NumPy, and inside `jax.jit`."""
+    for rollout, inside_jit in zip(rollouts_of(agent), (False, True), strict=True):
+        ours = peers.run_call(agent, peers.names_of(agent, rollout), inside_jit)
+        assert not inside_jit or isinstance(ours, jax.Array)
+        ours = peers.in_rows(ours, rollout)
+        assert_close([ours[rollout.live]], [peers.wanted(agent, rollout)[rollout.live]])
+
+
 @pytest.mark.parametrize("agent", PACKAGES)
 def test_call_matches_package(agent):
-    for rollout in rollouts(agent):
+    for rollout in rollouts_of(agent):
         names = peers.names_of(agent, rollout)
-        try:
-            theirs = peers.run_package(agent, names)
-        except ImportError as error:
-            pytest.skip(f"cannot be imported: {error}")
-        got = peers.in_rows(peers.run_call(agent, names), rollout)
-        assert_close([got[rollout.live]], [peers.in_rows(theirs, rollout)[rollout.live]])
+        with skip_import_errors():
+            theirs = peers.in_rows(peers.run_package(agent, names), rollout)
+        ours = peers.in_rows(peers.run_call(agent, names), rollout)
+        assert_close([ours[rollout.live]], [theirs[rollout.live]])
+
+
+def test_every_block_has_a_test():
+    tested = {agent.removesuffix(", its default") for agent in AGENTS}
+    assert set(peers.calls()) == tested | {*PURE_JAX_RL, WHITENED, TENSORS}
+
+
+# What was wrong on the page, or goes wrong without an error.
+
+
+@pytest.mark.parametrize(
+    ("agent", "call"), [("PureJaxRL, ppo_rnn.py", "PureJaxRL, ppo.py"), ("Stoix, rec_ppo", "PureJaxRL, ppo_rnn.py")]
+)
+def test_call_of_another_family_is_wrong(agent, call):
+    """Mava's `ff_*` store the flags of the step before; Stoix' `rec_ppo` has time limits in a flag of their own."""
+    rollout = rollouts_of(agent)[0]
+    names = peers.names_of(agent, rollout)
+    wrong = peers.run_call(call, names | {"config": {"GAMMA": 0.99, "GAE_LAMBDA": 0.95}})
+    wanted = peers.wanted(agent, rollout)
+    assert np.abs(wrong - wanted).max() > 2 * np.sqrt(np.mean(wanted**2))
+
+
+def test_gradient_of_the_critic_in_the_loss_of_brax():
+    """Brax calls its estimator inside the loss; without `stop_gradient`, the gradient is wrong."""
+    names = peers.names_of("Brax", rollouts_of("Brax")[0])
+
+    def gradient(block):
+        def loss(values):
+            scope = names | pages.imports(peers.PAGE) | {"values": values}
+            return jnp.mean((pages.run(block, scope)["targets"] - values) ** 2)
+
+        return jax.grad(loss)(jnp.asarray(names["values"]))
+
+    advantages = peers.run_call("Brax", names)
+    wanted = -2 * advantages / advantages.size
+    assert_close([gradient(peers.calls()["Brax"])], [wanted])
+    attached = gradient(peers.calls()["Brax"].replace("jax.lax.stop_gradient", ""))
+    assert np.linalg.norm(attached - wanted) > 0.3 * np.linalg.norm(wanted)
+
+
+def test_check_gae_names_the_flag_of_the_step_before(capsys):
+    (block,) = [block for block in pages.blocks(peers.PAGE) if "check_gae" in block]
+    pages.run(block, pages.imports(peers.PAGE))
+    mistake, printed = "the flag of the step before", capsys.readouterr().out
+    assert f'"{mistake}"' in pages.read(peers.PAGE)
+    assert printed.count(mistake) >= 2
+
+
+# Time limits in PureJaxRL.
+
+
+@pytest.mark.parametrize("agent", PURE_JAX_RL)
+def test_time_limits_in_purejaxrl(agent):
+    """The lines of the block run where it says, in a loop of that form: V(s) = sin(s), or of a recurrent sum."""
+    rollout, rng = peers.kind_of_rollout("final_values", 0, 0.99, 0.95), np.random.default_rng(0)
+    in_env_step, after = peers.calls()[agent].split("# In the place of")
+    observations, finals = rng.normal(size=(65, 8)), rng.normal(size=(64, 8))
+    recurrent, ends = "rnn" in agent, rollout.terminated | rollout.truncated
+
+    def critic(hidden, observation, reset):
+        hidden = recurrent * 0.5 * jnp.where(reset, 0, hidden) + jnp.float32(observation)
+        return hidden, jnp.sin(hidden)
+
+    def apply(params, *inputs):
+        if not recurrent:
+            return None, critic(0.0, inputs[0], False)[1]
+        hidden, (observation, reset) = inputs
+        hidden, value = critic(hidden, observation[0], reset[0])
+        return hidden, None, value[None]
+
+    network, hidden, last_done = SimpleNamespace(apply=apply), jnp.zeros(8), np.zeros(8, bool)
+    names = pages.imports(peers.PAGE) | {"network": network, "train_state": SimpleNamespace(params=None)}
+    batch, final_values = [], []
+    for observation, final, reward, terminated, done in zip(
+        observations[:-1], finals, rollout.rewards, rollout.terminated, ends, strict=True
+    ):
+        hidden, value = critic(hidden, observation, last_done)
+        info = {"terminated": terminated, "final_obs": final}
+        pages.run(in_env_step, names | {"hstate": hidden, "done": done, "info": info})
+        batch.append({"done": last_done if recurrent else done, "value": value, "reward": reward, "info": info})
+        final_values.append(critic(hidden, final, False)[1])
+        last_done = done
+    _, last_val = critic(hidden, observations[-1], last_done)
+    batch = SimpleNamespace(**jax.tree.map(lambda *rows: np.stack(rows), *batch))
+    names |= {"traj_batch": batch, "last_val": last_val, "last_done": last_done}
+    scope = pages.run(f"#{after}", names | {"config": {"GAMMA": 0.99, "GAE_LAMBDA": 0.95}})
+    values = np.concatenate([batch.value, last_val[None]])
+    wanted = oracle(**rollout.replace(values=values, final_values=np.stack(final_values)).arguments())
+    assert_close([scope["advantages"], scope["targets"]], wanted)
+
+
+# The functions that examples/guides/agents.md puts in the place of a package's own, and whitening.
+
+
+def swap(function, name="", **modules):
+    """A name in the block of a function; the packages that the block changes are mocks, but for `modules`."""
+    (block,) = [block for block in pages.blocks("examples/guides/agents.md") if f"def {function}(" in block]
+    mocks = {package: mock.MagicMock() for package in ("registry", "PPOConfig", "sbx", "env", "skrl")}
+    names = {"gae": gae_jax.gae, "normalize": normalize, "jnp": jnp, "np": np, "jax": jax, "lax": lax}
+    return pages.run(block, names | mocks | modules)[name or function]
+
+
+def whiten(advantages, live, ddof):
+    return (advantages - advantages[live].mean()) / advantages[live].std(ddof=ddof)
+
+
+@pytest.mark.parametrize("agent", ["tunix", "skrl, JAX"])
+def test_swap_matches_definition_and_package(agent):
+    """Both whiten the advantages; tunix returns them first."""
+    rollout = rollouts_of(agent)[0]
+    x, live = SimpleNamespace(**peers.names_of(agent, rollout)), rollout.live
+    advantages, targets = oracle(**rollout.arguments())
+    if agent == "tunix":
+        package, ours, wanted = TUNIX, swap("tunix_gae"), [whiten(advantages, live, 1), targets]
+    else:
+        package, ours, wanted = SKRL, swap("skrl_gae"), [targets, whiten(advantages, live, 0)]
+    answers = [peers.in_rows(answer, rollout)[live] for answer in peers.call_by_name(ours, x)]
+    assert_close(answers, [each[live] for each in wanted])
+    whitening = {"normalize": normalize, "advantages": advantages, "mask": live}
+    if agent == "tunix":
+        assert_close([pages.run(peers.calls()[WHITENED], whitening)["whitened"][live]], [answers[0]])
+    with skip_import_errors(), peers.as_peers_want():
+        theirs = peers.ask(package, x)
+    assert_close(answers, [peers.in_rows(answer, rollout)[live] for answer in theirs])
+
+
+def test_swapped_buffer_matches_stable_baselines3():
+    x = SimpleNamespace(**peers.names_of("stable-baselines3", rollouts_of("stable-baselines3")[0]))
+    with skip_import_errors():
+        theirs = peers.sb3_buffer(x)
+        modules = {"stable_baselines3": SimpleNamespace(common=SimpleNamespace(buffers=peers.load(SB3)))}
+        ours = peers.sb3_buffer(x, swap("sbx_gae", "GAEBuffer", **modules))
+    assert_close([ours.advantages, ours.returns], [theirs.advantages, theirs.returns])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64", "int64"])
+def test_line_for_torch_tensors(dtype):
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor([1, 0, 2], dtype=getattr(torch, dtype), requires_grad="float" in dtype)
+    array = pages.run(peers.calls()[TENSORS], {"tensor": tensor})["array"]
+    np.testing.assert_array_equal(array, np.array([1, 0, 2], np.float32), strict=True)
+
+
+def test_table_of_conformance_has_every_agent():
+    rows = pages.table(
+        "tests/README.md", "| agent | compared with | the call differs by | the agent differs from GAE by |"
+    )
+    assert [row[0] for row in rows] == list(AGENTS)

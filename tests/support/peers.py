@@ -33,23 +33,14 @@ def kind_of_rollout(kind: str, seed: int, gamma: float, lambda_: float) -> Rollo
     "terminated": no time limits; "dropped", "final_values": as in `random_rollout`; "next_row": V(s_{t+1}) stands for
     the final value; "tokens": a mask, no ends, and V(s_T) = 0.
     """
-    tokens = kind == "tokens"
     truncation = {"dropped": "dropped", "final_values": "final_values", "next_row": "final_values"}.get(kind)
-    rollout = random_rollout(
-        seed,
-        steps=64,
-        batch=(8,),
-        ends=0.0 if tokens else 0.05,
-        truncation=truncation,
-        dead=0.3 if tokens else 0.0,
-        gamma=gamma,
-        lambda_=lambda_,
-    )
+    shares = {"ends": 0.0, "dead": 0.3} if kind == "tokens" else {"ends": 0.05}
+    rollout = random_rollout(seed, steps=64, batch=(8,), truncation=truncation, gamma=gamma, lambda_=lambda_, **shares)
     if rollout.truncated is not None:  # one flag at most, as gymnasium's wrappers and Brax's have it
         rollout = rollout.replace(truncated=rollout.truncated & ~rollout.terminated)
     if kind == "next_row":
         rollout = rollout.replace(final_values=rollout.values[1:])
-    if tokens:
+    if kind == "tokens":
         rollout.values[-1] = 0
     return rollout
 
@@ -70,9 +61,8 @@ def parts(rollout: Rollout) -> Names:
     gammas = dict.fromkeys(("gamma", "GAMMA", "discount", "discount_factor", "decay_gamma"), rollout.gamma)
     lambdas = "lambda_ GAE_LAMBDA LAMBDA gae_lambda lam lambd lmbda gae_param td_lambda tau bootstrapping_factor"
     numbers = gammas | dict.fromkeys([*lambdas.split(), "lambda_coefficient"], rollout.lambda_)
-    agent = SimpleNamespace(**numbers, system=SimpleNamespace(**numbers), horizon_length=rollout.steps)
-    numbers |= {"n_workers": 8, "worker_steps": 64, "config": numbers | {"RND_IS_EPISODIC": False}}
-    names |= {"decay": rollout.gamma * rollout.lambda_}
+    agent = SimpleNamespace(**numbers, system=SimpleNamespace(**numbers))
+    numbers |= {"config": numbers | {"RND_IS_EPISODIC": False}, "decay": rollout.gamma * rollout.lambda_}
     return names | numbers | {"self": agent, "args": agent, "agent": agent}
 
 
@@ -83,11 +73,6 @@ def batch(**arrays):
 def before(flags):
     """The flags of the step before each row."""
     return np.concatenate([np.ones_like(flags[:1]), flags[:-1]])
-
-
-def one_more(array):
-    """A row T + 1 that is not read."""
-    return np.concatenate([array, array[:1]])
 
 
 def next_row(array):
@@ -110,8 +95,6 @@ def q_values(values):
     return jnp.stack([values - 1, values, values - 2], -1)
 
 
-HELPERS = {"np": np, "jnp": jnp, "batch": batch, "before": before, "one_more": one_more, "next_row": next_row}
-HELPERS |= {"column": column, "path": path, "q_values": q_values}
 BRAX = "truncation, termination = np.float32(truncated), np.float32(terminated);"
 BRAX += "rewards, values, bootstrap_value = r, v, last"
 SKRL = "rewards, values, last_values, terminated, truncated, final_values ="
@@ -125,14 +108,14 @@ STORED = {  # by kind of rollout: the parts of the rollout under the agent's nam
         "traj_batch = batch(reward=r, value=v, done=before(terminated), global_done=terminated)",
         "rejax": "trajectories = batch(reward=r, value=v, done=terminated); last_val = last",
         "Kinetix, util/learning": "rewards, values, dones, last_value = r, v, terminated, last",
-        "gymnax-blines": "value, reward, done = all_v, one_more(r), one_more(np.uint8(terminated))",
+        "gymnax-blines": "value, reward, done = all_v, np.vstack([r, r[:1]]), np.vstack([terminated, ends[:1]])",
         "Stoix, sebulba/ff_ppo": "config = agent;"
-        "traj_batch = batch(reward=one_more(r), value=all_v, done=one_more(terminated))",
+        "traj_batch = batch(reward=np.vstack([r, r[:1]]), value=all_v, done=np.vstack([terminated, ends[:1]]))",
         "flax, examples/ppo": "rewards, values, terminal_masks = r, all_v, np.float32(~terminated)",
         "Craftax_Baselines, ppo_rnd": "e, i = np.s_[..., ::2], np.s_[..., 1::2];"  # the channels
         "last_val_e, last_val_i = last[e], last[i];"
         "traj_batch = batch(reward_e=r[e], reward_i=r[i], value_e=v[e], value_i=v[i], done=terminated[e])",
-        "labml": "done, rewards, values = terminated.T, r.T, all_v.T",
+        "labml": "n_workers, worker_steps = 8, 64; done, rewards, values = terminated.T, r.T, all_v.T",
         "PureJaxRL, ppo_rnn.py": "last_val, last_done = last, terminated[-1];"
         "traj_batch = batch(reward=r, value=v, done=before(terminated))",
         "CleanRL, JAX": "next_value, next_done = last, terminated[-1];"
@@ -199,18 +182,15 @@ AGENTS = {agent: kind for kind, agents in STORED.items() for agent in agents}
 
 
 def names_of(agent: str, rollout: Rollout) -> Names:
-    return pages.run(STORED[AGENTS[agent]][agent], HELPERS | parts(rollout))
+    """What the agent has at the call of its estimator, by name."""
+    return pages.run(STORED[AGENTS[agent]][agent], globals() | parts(rollout))
 
 
 # What the blocks must compute: GAE, unless there is a formula. It is `td_errors[t] + decays[t] * (the same at t + 1)`,
 # which begins with `start`, or 0, after the last row.
 
-AT_LIMITS_V = (
-    "td_errors = r + gamma * ~terminated * np.where(truncated, v, all_v[1:]) - v; decays = decay * ~ends"
-)
-Q_TARGETS = (
-    "td_errors, decays, start = r + gamma * ~terminated * (1 - lambda_) * q, decay * ~terminated, last"
-)
+AT_LIMITS_V = "td_errors = r + gamma * ~terminated * np.where(truncated, v, all_v[1:]) - v; decays = decay * ~ends"
+Q_TARGETS = "td_errors, decays, start = r + gamma * ~terminated * (1 - lambda_) * q, decay * ~terminated, last"
 LAST_Q = "last * ~terminated[-1], last"
 FORMULAS = {
     "Craftax_Baselines, ppo_rnd": "end = np.repeat(terminated[:, ::2], 2, 1) & (np.arange(8) % 2 == 0);"
@@ -270,16 +250,13 @@ def block_of(agent: str) -> str:
     return first + found[agent.removesuffix(", its default")]
 
 
-def run_call(agent: str, names: Names) -> Any:
+def run_call(agent: str, names: Names, inside_jit: bool = False) -> Any:
     """The advantages of the block, or the targets if it has only these."""
-    scope = pages.run(block_of(agent), names | pages.imports(PAGE))
-    return scope["advantages" if "advantages" in block_of(agent) else "targets"]
-
-
-def run_call_inside_jit(agent: str, names: Names) -> Any:
-    """The same, where arrays and tuples of arrays are arguments of a jitted function."""
-    arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | jax.Array | tuple)}
-    return jax.jit(lambda arrays: run_call(agent, names | arrays))(arrays)
+    block = block_of(agent)
+    answer = "advantages" if "advantages" in block else "targets"
+    arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | jax.Array) or hasattr(x, "_fields")}
+    call = jax.jit if inside_jit else lambda function: function
+    return call(lambda arrays: pages.run(block, names | pages.imports(PAGE) | arrays)[answer])(arrays)
 
 
 def in_rows(x: Any, rollout: Rollout) -> np.ndarray:
@@ -295,10 +272,7 @@ def in_rows(x: Any, rollout: Rollout) -> np.ndarray:
 
 
 def load(name: str) -> ModuleType:
-    """Imports a package without its output and warnings.
-
-    Whatever the import raises becomes an ImportError: where requirements are not met, that may be any exception.
-    """
+    """Imports without output and warnings. What a missing requirement raises becomes an ImportError."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         try:
@@ -320,12 +294,16 @@ def run_package(agent: str, names: Names) -> np.ndarray:
         return np.asarray(PACKAGES[agent][1](SimpleNamespace(**names)))
 
 
+def call_by_name(function: Any, x: Any, array: Any = jnp.asarray) -> Any:
+    """Calls a function on those of the names that are its parameters, as arrays of its package."""
+    names = {k: v for k, v in vars(x).items() if k in inspect.signature(function).parameters}
+    return function(**{k: array(v) if isinstance(v, np.ndarray) else v for k, v in names.items()})
+
+
 def ask(function: str, x: Any, array: Any = jnp.asarray) -> Any:
-    """Calls `module:function` on those of the names that are its parameters."""
+    """Calls `module:function`."""
     module, _, name = function.partition(":")
-    estimator = getattr(load(module), name)
-    names = {k: v for k, v in vars(x).items() if k in inspect.signature(estimator).parameters}
-    return estimator(**{k: array(v) if isinstance(v, np.ndarray) else v for k, v in names.items()})
+    return call_by_name(getattr(load(module), name), x, array)
 
 
 def ask_torch(function: str, x: Any) -> Any:
@@ -335,11 +313,6 @@ def ask_torch(function: str, x: Any) -> Any:
 def rlax_advantages(r_t, discount_t, lambda_, values):
     one_worker = load("rlax").truncated_generalized_advantage_estimation
     return jax.vmap(one_worker, (1, 1, None, 1), 1)(*map(jnp.asarray, (r_t, discount_t, lambda_, values)))
-
-
-def rlax_lambda_returns(x):
-    arrays = map(jnp.asarray, (x.r_t, x.discount_t, x.v_t))
-    return jax.vmap(lambda *arrays: load("rlax").lambda_returns(*arrays, x.lambda_), 1, 1)(*arrays)
 
 
 def brax_outputs(**names):
@@ -366,51 +339,33 @@ def rsl_rl_advantages(x, rewards, values, dones):
     return storage.advantages
 
 
-def rl_games_advantages(x):
-    names = "fdones", "last_extrinsic_values", "mb_fdones", "mb_extrinsic_values", "mb_rewards"
-    arrays = [load("torch").tensor(getattr(x, name)) for name in names]
-    return load("rl_games.common.a2c_common").A2CBase.discount_values(x.self, *arrays)
-
-
-def skrl_advantages(x):
-    """Its agent has added γ V(final observation) to the rewards of time limits."""
-    rewards = np.float32(x.rewards + x.gamma * x.truncated * x.final_values)
-    names = SimpleNamespace(**vars(x) | {"rewards": rewards, "time_limit_bootstrap": True})
-    return ask_torch("skrl.agents.torch.ppo.ppo:compute_gae", names)[0] - x.values
-
-
 def tianshou_advantages(x):
     """The recursion in its `compute_episodic_return`."""
     estimator = load("tianshou.algorithm.algorithm_base")._gae
     return estimator(x.v_s, x.v_s_ * ~x.batch.terminated, x.batch.rew, x.end_flag, x.gamma, x.lam)
 
 
+TORCHRL = "torchrl.objectives.value.functional"
 PACKAGES = {  # the distribution, and its answer
     "rejax": ("rejax", lambda x: load("rejax").PPO.calculate_gae(x.self, x.trajectories, x.last_val)[0]),
-    "labml": (
-        "labml-nn",
-        lambda x: load("labml_nn.rl.ppo.gae").GAE(8, 64, x.gamma, x.lam)(x.done, x.rewards, x.values),
-    ),
     "stable-baselines3": ("stable-baselines3", lambda x: sb3_buffer(x).advantages),
     "rsl_rl, from its storage": ("rsl-rl-lib", lambda x: rsl_rl_advantages(x, *x.st)),
     "rsl_rl, from the rewards of the environment": (
         "rsl-rl-lib",
         lambda x: rsl_rl_advantages(x, x.rewards + x.gamma * x.values * x.time_outs, x.values, x.dones),
     ),
-    "rl_games": ("rl-games", rl_games_advantages),
     "Brax": ("brax", lambda x: brax_outputs(**vars(x))[0] - x.values),
     "Brax, its own advantages": ("brax", lambda x: brax_outputs(**vars(x))[1]),
     "tianshou": ("tianshou", tianshou_advantages),
-    "torchrl": (
-        "torchrl",
-        lambda x: ask_torch("torchrl.objectives.value.functional:generalized_advantage_estimate", x)[0],
-    ),
-    "skrl, PyTorch": ("skrl", skrl_advantages),
+    "torchrl": ("torchrl", lambda x: ask_torch(f"{TORCHRL}:generalized_advantage_estimate", x)[0]),
     "skrl, JAX": ("skrl", lambda x: ask("skrl.agents.jax.ppo.ppo:_compute_gae", x)[0] - x.values),
     "skrl, JAX, its default": ("skrl", lambda x: ask("skrl.agents.jax.ppo.ppo:_compute_gae", x)[0] - x.values),
     "EvoRL": ("evorl-jax", lambda x: ask("evorl.utils.rl_toolkits:compute_gae", x)[1]),
     "rlax": ("rlax", lambda x: rlax_advantages(x.r_t, x.discount_t, x.lambda_, x.values)),
-    "rlax.lambda_returns": ("rlax", rlax_lambda_returns),
+    "rlax.lambda_returns": (
+        "rlax",
+        lambda x: jax.vmap(load("rlax").lambda_returns, (1, 1, 1, None), 1)(x.r_t, x.discount_t, x.v_t, x.lambda_),
+    ),
     "rejax, PQN": ("rejax", lambda x: load("rejax").PQN.calculate_targets(x.self, x.trajectories, x.max_last_q)),
     "verl": ("verl", lambda x: ask_torch("verl.trainer.ppo.core_algos:compute_gae_advantage_return", x)[1] - x.values),
     "tunix": ("google-tunix", lambda x: ask("tunix.rl.algo_core:compute_gae_advantages", x)[1] - x.values),
