@@ -1,32 +1,35 @@
-"""The tables of examples/guides/migrating.md against the real packages; what a package computes where it is not GAE.
+"""The calls of examples/guides/migrating.md, as printed: against the definition of GAE, and the agents' own functions.
 
-tests/support/peers.py calls the packages. A package that cannot be imported is skipped; the extra `peers` installs all
-that can be installed together. Agents whose code is copied are compared with their formula.
+tests/support/peers.py has what the agents store. A package that cannot be imported is skipped; the extra `peers` has
+those that can be installed together.
 """
 
 import contextlib
-import re
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from support import pages, peers
 from support.laws import assert_close
 from support.oracle import oracle
-from support.peers import AGENTS, DEVIATIONS, PEERS
+from support.peers import AGENTS, PACKAGES
 
-from gae_jax import gae, normalize
+import gae_jax
+from gae_jax import normalize
 
-SEEDS = range(5)
-PARAMETERS = [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)]
-OF_TOKENS = [peer for peer in PEERS if peer.rollouts == "tokens"]
-OF_EPISODES = [peer for peer in PEERS if peer.rollouts != "tokens"]
-MASKED_STEPS = [agent for agent in AGENTS if agent.remark == peers.MASKED_STEP]
+PURE_JAX_RL = [f"PureJaxRL, {file}, with time limits" for file in ("ppo.py", "ppo_rnn.py")]
+TUNIX, SKRL = "tunix.rl.algo_core:compute_gae_advantages", "skrl.agents.jax.ppo.ppo:_compute_gae"
+SB3 = "stable_baselines3.common.buffers"
+WHITENED, TENSORS = "whitened by n - 1", "any dtype and device, with or without a gradient"
 
 
-def each(entries):
-    return pytest.mark.parametrize("peer", entries, ids=peers.slug)
+def rollouts_of(agent):
+    parameters = [(0, 0.99, 0.95), (1, 0.9, 0.0)]
+    return [peers.kind_of_rollout(AGENTS[agent], *each) for each in parameters]
 
 
 @contextlib.contextmanager
@@ -37,270 +40,169 @@ def skip_import_errors():
         pytest.skip(f"cannot be imported: {error}")
 
 
-def ask(peer, rollout):
-    """The peer's arrays and its advantages, or a skip with the reason."""
-    with skip_import_errors():
-        names = peer.arrays(rollout)
-        return names, peers.run_peer(peer, names)
+@pytest.mark.parametrize("agent", AGENTS)
+def test_call_matches_definition(agent):
+    """On arrays of NumPy, and inside `jax.jit`."""
+    for rollout, inside_jit in zip(rollouts_of(agent), (False, True), strict=True):
+        ours = peers.run_call(agent, peers.names_of(agent, rollout), inside_jit)
+        assert not inside_jit or isinstance(ours, jax.Array)
+        ours = peers.in_rows(ours, rollout)
+        assert_close([ours[rollout.live]], [peers.wanted(agent, rollout)[rollout.live]])
 
 
-def gae_of(rollout):
-    return np.asarray(gae(**rollout.arguments()).advantages)
+@pytest.mark.parametrize("agent", PACKAGES)
+def test_call_matches_package(agent):
+    for rollout in rollouts_of(agent):
+        names = peers.names_of(agent, rollout)
+        with skip_import_errors():
+            theirs = peers.in_rows(peers.run_package(agent, names), rollout)
+        ours = peers.in_rows(peers.run_call(agent, names), rollout)
+        assert_close([ours[rollout.live]], [theirs[rollout.live]])
 
 
-# The rows.
+def test_every_block_has_a_test():
+    tested = {agent.removesuffix(", its default") for agent in AGENTS}
+    assert set(peers.calls()) == tested | {*PURE_JAX_RL, WHITENED, TENSORS}
 
 
-@each(PEERS)
-@pytest.mark.parametrize(("gamma", "lambda_"), PARAMETERS)
-def test_package_row_and_gae_agree(peer, gamma, lambda_):
-    """The package, the row on the package's arrays, and `gae` on the rollout."""
-    if peer.name == "torchrl, `vec_`" and lambda_ == 0:
-        with pytest.raises(IndexError):  # its series of powers of 0 has an axis too few
-            ask(peer, peers.kind_of_rollout(peer.rollouts, 0, gamma, lambda_))
-        return
-    for seed in SEEDS:
-        rollout = peers.kind_of_rollout(peer.rollouts, seed, gamma, lambda_)
-        names, theirs = ask(peer, rollout)
-        assert_close([peers.advantages_by_page(peer.row, names)], [theirs])
-        assert_close([gae_of(rollout)], [peers.time_major(theirs, rollout)])
+# What was wrong on the page, or goes wrong without an error.
 
 
-@each(AGENTS)
-@pytest.mark.parametrize(("gamma", "lambda_"), PARAMETERS)
-def test_agent_row_agrees_with_its_formula(peer, gamma, lambda_):
-    """And the formula with the sum over an episode, where it is GAE."""
-    for seed in SEEDS:
-        rollout = peers.kind_of_rollout(peer.rollouts, seed, gamma, lambda_)
-        names, theirs = ask(peer, rollout)
-        assert_close([peers.advantages_by_page(peer.row, names)], [theirs])
-        if peer.is_gae:
-            assert_close([peers.time_major(theirs, rollout)], [oracle(**rollout.arguments())[0]])
+@pytest.mark.parametrize(
+    ("agent", "call"), [("PureJaxRL, ppo_rnn.py", "PureJaxRL, ppo.py"), ("Stoix, rec_ppo", "PureJaxRL, ppo_rnn.py")]
+)
+def test_call_of_another_family_is_wrong(agent, call):
+    """Mava's `ff_*` store the flags of the step before; Stoix' `rec_ppo` has time limits in a flag of their own."""
+    rollout = rollouts_of(agent)[0]
+    names = peers.names_of(agent, rollout)
+    wrong = peers.run_call(call, names | {"config": {"GAMMA": 0.99, "GAE_LAMBDA": 0.95}})
+    wanted = peers.wanted(agent, rollout)
+    assert np.abs(wrong - wanted).max() > 2 * np.sqrt(np.mean(wanted**2))
 
 
-@pytest.mark.slow
-@each([*PEERS, *AGENTS])
-def test_row_runs_inside_jit(peer):
-    with skip_import_errors():
-        names = peer.arrays(peers.kind_of_rollout(peer.rollouts, 0, 0.99, 0.95))
-    inside = peers.advantages_of(peers.run_adapter_inside_jit(peer.row, names))
-    assert isinstance(inside, jax.Array)
-    assert_close([inside], [peers.advantages_by_page(peer.row, names)])
+def test_gradient_of_the_critic_in_the_loss_of_brax():
+    """Brax calls its estimator inside the loss; without `stop_gradient`, the gradient is wrong."""
+    names = peers.names_of("Brax", rollouts_of("Brax")[0])
 
+    def gradient(block):
+        def loss(values):
+            scope = names | pages.imports(peers.PAGE) | {"values": values}
+            return jnp.mean((pages.run(block, scope)["targets"] - values) ** 2)
 
-def test_every_row_has_a_test():
-    assert set(peers.adapters()) == {peer.row for peer in [*PEERS, *AGENTS]}
+        return jax.grad(loss)(jnp.asarray(names["values"]))
 
-
-def test_every_row_is_found_by_the_name_of_an_agent():
-    names, rows = zip(*pages.table(peers.PAGE, "| your agent | row |"), strict=True)
-    assert set(rows) == set(peers.adapters())
-    libraries = [re.split(r"[:;,] | in ", name)[0].lower() for name in names]
-    assert libraries == sorted(libraries)
-    for name in ("xland-minigrid", "navix", "_scan`", "`mappo_ff_hanabi`", "MuJoCo Playground", "`ppo_rnd`", "Mava"):
-        assert any(name in cell for cell in names), name
-
-
-def test_table_of_conformance_has_a_row_for_each_peer():
-    """The largest differences are of one run, and not compared."""
-    rows = pages.table("tests/README.md", "| peer | version | largest difference | what differs and why |")
-    printed = {name: remark for name, _, _, remark in rows}
-    assert printed == {peers.title(entry): entry.remark for entry in [*PEERS, *DEVIATIONS, *AGENTS]}
-
-
-# What goes wrong without an error.
-
-
-@each([agent for agent in AGENTS if agent.row.startswith(("JaxMARL with", "PureJaxRL, recurrent"))])
-def test_feed_forward_row_is_wrong_for_a_recurrent_agent(peer):
-    """`traj_batch.done` is the flag of the step before there: wrong by more than the root mean square, no error."""
-    names, theirs = ask(peer, peers.kind_of_rollout("terminated", 0, 0.99, 0.95))
-    wrong = peers.run_adapter("PureJaxRL", names)
-    assert np.abs(wrong.advantages - theirs).max() > np.sqrt(np.mean(theirs**2))
+    advantages = peers.run_call("Brax", names)
+    wanted = -2 * advantages / advantages.size
+    assert_close([gradient(peers.calls()["Brax"])], [wanted])
+    attached = gradient(peers.calls()["Brax"].replace("jax.lax.stop_gradient", ""))
+    assert np.linalg.norm(attached - wanted) > 0.3 * np.linalg.norm(wanted)
 
 
 def test_check_gae_names_the_flag_of_the_step_before(capsys):
-    """The lines of the page, and what it says of their output."""
-    pages.run(peers.block_with("before"), pages.imports(peers.PAGE))
+    (block,) = [block for block in pages.blocks(peers.PAGE) if "check_gae" in block]
+    pages.run(block, pages.imports(peers.PAGE))
     mistake, printed = "the flag of the step before", capsys.readouterr().out
-    assert f'prints "{mistake}"' in pages.read(peers.PAGE)
-    assert sum(mistake in line for line in printed.splitlines()) >= 2
+    assert f'"{mistake}"' in " ".join(pages.read(peers.PAGE).split())
+    assert printed.count(mistake) >= 2
 
 
-def test_easydel_ends_an_answer_at_a_hole():
-    """The row of verl skips the hole; the two agree where the mask has no hole."""
-    (easydel,) = [agent for agent in AGENTS if agent.row == "EasyDeL"]
-    rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
-    _, theirs = ask(easydel, rollout)
-    assert np.abs(theirs.T - gae_of(rollout))[rollout.live].max() > 0.5
-    padded = rollout.replace(mask=np.arange(64)[:, None] < np.arange(8, 64, 7))
-    _, theirs = ask(easydel, padded)
-    assert_close([theirs.T], [gae_of(padded)])
+# Time limits in PureJaxRL.
 
 
-def test_skrl_jax_without_bootstrap_does_not_read_truncated():
-    """Its own flag, in its own estimator and in the row."""
-    (peer,) = [peer for peer in PEERS if peer.name == "skrl, JAX"]
-    with skip_import_errors():
-        names = peer.arrays(peers.kind_of_rollout("final_values", 0, 0.99, 0.95)) | {"time_limit_bootstrap": False}
-        theirs = peers.run_peer(peer, names)
-    assert_close([peers.advantages_by_page(peer.row, names)], [theirs])
-    nothing = names | {"truncated": np.zeros_like(names["truncated"])}
-    assert_close([peers.advantages_by_page(peer.row, nothing)], [theirs])
+@pytest.mark.parametrize("agent", PURE_JAX_RL)
+def test_time_limits_in_purejaxrl(agent):
+    """The lines of the block run where it says, in a loop of that form: V(s) = sin(s), or of a recurrent sum."""
+    rollout, rng = peers.kind_of_rollout("final_values", 0, 0.99, 0.95), np.random.default_rng(0)
+    in_env_step, after = peers.calls()[agent].split("# In the place of")
+    observations, finals = rng.normal(size=(65, 8)), rng.normal(size=(64, 8))
+    recurrent, ends = "rnn" in agent, rollout.terminated | rollout.truncated
+
+    def critic(hidden, observation, reset):
+        hidden = recurrent * 0.5 * jnp.where(reset, 0, hidden) + jnp.float32(observation)
+        return hidden, jnp.sin(hidden)
+
+    def apply(params, *inputs):
+        if not recurrent:
+            return None, critic(0.0, inputs[0], False)[1]
+        hidden, (observation, reset) = inputs
+        hidden, value = critic(hidden, observation[0], reset[0])
+        return hidden, None, value[None]
+
+    network, hidden, last_done = SimpleNamespace(apply=apply), jnp.zeros(8), np.zeros(8, bool)
+    names = pages.imports(peers.PAGE) | {"network": network, "train_state": SimpleNamespace(params=None)}
+    batch, final_values = [], []
+    for observation, final, reward, terminated, done in zip(
+        observations[:-1], finals, rollout.rewards, rollout.terminated, ends, strict=True
+    ):
+        hidden, value = critic(hidden, observation, last_done)
+        info = {"terminated": terminated, "final_obs": final}
+        pages.run(in_env_step, names | {"hstate": hidden, "done": done, "info": info})
+        batch.append({"done": last_done if recurrent else done, "value": value, "reward": reward, "info": info})
+        final_values.append(critic(hidden, final, False)[1])
+        last_done = done
+    _, last_val = critic(hidden, observations[-1], last_done)
+    batch = SimpleNamespace(**jax.tree.map(lambda *rows: np.stack(rows), *batch))
+    names |= {"traj_batch": batch, "last_val": last_val, "last_done": last_done}
+    scope = pages.run(f"#{after}", names | {"config": {"GAMMA": 0.99, "GAE_LAMBDA": 0.95}})
+    values = np.concatenate([batch.value, last_val[None]])
+    wanted = oracle(**rollout.replace(values=values, final_values=np.stack(final_values)).arguments())
+    assert_close([scope["advantages"], scope["targets"]], wanted)
 
 
-@each(MASKED_STEPS)
-def test_masked_tokens_are_steps_in_openrlhf_and_trl(peer):
-    """The row reproduces them; the row of verl skips them, by far another result, unless all of them are at the end."""
-    rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
-    _, theirs = ask(peer, rollout)
-    assert np.abs(theirs.T - gae_of(rollout))[rollout.live].max() > 0.5
-    padded = rollout.replace(mask=np.arange(64)[:, None] < np.arange(8, 64, 7))
-    _, theirs = ask(peer, padded)
-    assert_close([theirs.T], [gae_of(padded)])
+# The functions that examples/guides/agents.md puts in the place of a package's own, and whitening.
 
 
-@each(DEVIATIONS)
-@pytest.mark.parametrize(("gamma", "lambda_"), [(0.99, 0.95), (0.9, 0.5)])
-def test_deviation_is_not_gae_and_is_explained(peer, gamma, lambda_):
-    """Its result is not GAE, by far, and is what `gae` returns with the same mistake in its arguments."""
-    for seed in SEEDS:
-        rollout = peers.kind_of_rollout(peer.rollouts, seed, gamma, lambda_)
-        names, theirs = ask(peer, rollout)
-        assert_close([peer.as_if(**names)], [theirs])
-        assert np.abs(peers.time_major(theirs, rollout) - gae_of(rollout)).max() > 0.05
+def swap(function, name="", **modules):
+    """A name in the block of a function; the packages that the block changes are mocks, but for `modules`."""
+    (block,) = [block for block in pages.blocks("examples/guides/agents.md") if f"def {function}(" in block]
+    mocks = {package: mock.MagicMock() for package in ("registry", "PPOConfig", "sbx", "env", "skrl")}
+    names = {"gae": gae_jax.gae, "normalize": normalize, "jnp": jnp, "np": np, "jax": jax, "lax": lax}
+    return pages.run(block, names | mocks | modules)[name or function]
 
 
-def test_advantages_of_brax_skip_lambda_on_the_first_hop():
-    """They are delta_t + gamma A_{t+1}: too much by gamma (1 - lambda) A_{t+1}, within an episode."""
-    (brax,) = [x for x in DEVIATIONS if x.peer == "Brax"]
-    rollout = peers.kind_of_rollout("dropped", 0, 0.9, 0.5)
-    _, theirs = ask(brax, rollout)
-    advantages = gae_of(rollout)
-    goes_on = ~(rollout.terminated | rollout.truncated)[:-1]
-    too_much = 0.9 * (1 - 0.5) * goes_on * advantages[1:]
-    assert_close([theirs[:-1] - advantages[:-1], theirs[-1]], [too_much, advantages[-1]])
-    _, theirs = ask(brax, rollout.replace(lambda_=1.0))  # the one case where they are GAE
-    assert_close([theirs], [gae_of(rollout.replace(lambda_=1.0))])
+def whiten(advantages, live, ddof):
+    return (advantages - advantages[live].mean()) / advantages[live].std(ddof=ddof)
 
 
-def test_lines_for_the_advantages_of_brax_run_inside_jit():
-    with skip_import_errors():
-        rollout = peers.kind_of_rollout("dropped", 0, 0.9, 0.5)
-        names = peers.brax_arrays(rollout)
-        advantages, targets = peers.run_adapter("Brax", names)
-        arrays = {name: x for name, x in names.items() if np.ndim(x)} | {"advantages": advantages, "targets": targets}
-        code = peers.block_with("brax_advantages")
-        inside = jax.jit(lambda arrays: pages.run(code, names | arrays | {"jnp": jnp})["brax_advantages"])(arrays)
-        assert_close([inside], [peers.brax_advantages(**names)])
-
-
-@each(OF_EPISODES)
-def test_package_reads_past_the_end_of_an_episode(peer):
-    """It multiplies by 0 the value that a terminated row must not read, and 0 * NaN is NaN. `gae` does not read it."""
-    rollout = peers.kind_of_rollout("terminated", 0, 0.99, 0.95)
-    rollout.terminated[-1] = True
-    if peer.rollouts != "terminated":
-        rollout = rollout.replace(
-            truncated=np.zeros_like(rollout.terminated), final_values=np.zeros_like(rollout.rewards)
-        )
-    want = gae_of(rollout)
-    rollout.values[-1] = np.nan
-    names, theirs = ask(peer, rollout)
-    ours = peers.advantages_by_page(peer.row, names)
-    assert np.isnan(peers.time_major(theirs, rollout)[-1]).all()
-    assert_close([peers.time_major(ours, rollout)], [want])
-
-
-@each(OF_TOKENS)
-def test_package_reads_padding(peer):
-    """A NaN in the padding spoils every token before it, in the same way."""
-    rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
-    padding = ~rollout.live
-    padding[-4:] = True
-    rollout = rollout.replace(mask=~padding)
-    want = gae_of(rollout)
-    rollout.values[:-1][padding] = np.nan
-    rollout.rewards[padding] = np.nan
-    names, theirs = ask(peer, rollout)
-    ours = peers.advantages_by_page(peer.row, names)
-    assert np.isnan(peers.time_major(theirs, rollout)[~padding]).all()
-    assert_close([peers.time_major(ours, rollout)], [want])
-
-
-# Whitening.
-
-
-def whitened_by_page(advantages, mask):
-    names = {"normalize": normalize, "advantages": advantages, "mask": mask}
-    return jax.jit(lambda: pages.run(peers.block_with("whitened"), names)["whitened"])()
-
-
-def whitened_as_skrl(advantages, language):
-    """By the expression that the page has for this language."""
-    (code,) = re.findall(f"skrl in {language}[^`]*`(normalize[^`]*)`", pages.read(peers.PAGE).partition("## Whit")[2])
-    return eval(code, {"normalize": normalize, "advantages": advantages})
-
-
-@pytest.mark.parametrize("name", ["tunix", "verl"])
-def test_whitening_of_tokens(name):
-    (peer,) = [peer for peer in PEERS if peer.name == name]
-    rollout = peers.kind_of_rollout("tokens", 0, 0.99, 0.95)
-    names, theirs = ask(peer, rollout)
+@pytest.mark.parametrize("agent", ["tunix", "skrl, JAX"])
+def test_swap_matches_definition_and_package(agent):
+    """Both whiten the advantages; tunix returns them first."""
+    rollout = rollouts_of(agent)[0]
+    x, live = SimpleNamespace(**peers.names_of(agent, rollout)), rollout.live
+    advantages, targets = oracle(**rollout.arguments())
+    if agent == "tunix":
+        package, ours, wanted = TUNIX, swap("tunix_gae"), [whiten(advantages, live, 1), targets]
+    else:
+        package, ours, wanted = SKRL, swap("skrl_gae"), [targets, whiten(advantages, live, 0)]
+    answers = [peers.in_rows(answer, rollout)[live] for answer in peers.call_by_name(ours, x)]
+    assert_close(answers, [each[live] for each in wanted])
+    whitening = {"normalize": normalize, "advantages": advantages, "mask": live}
+    if agent == "tunix":
+        assert_close([pages.run(peers.calls()[WHITENED], whitening)["whitened"][live]], [answers[0]])
     with skip_import_errors(), peers.as_peers_want():
-        whitened = np.asarray(peers.whitened(peer.name, names))
-    live = rollout.live.T
-    assert_close([whitened_by_page(theirs, live)[live]], [whitened[live]])
+        theirs = peers.ask(package, x)
+    assert_close(answers, [peers.in_rows(answer, rollout)[live] for answer in theirs])
 
 
-def test_whitening_of_skrl():
-    rollout = peers.kind_of_rollout("terminated", 0, 0.99, 0.95)
-    rollout = rollout.replace(truncated=np.zeros_like(rollout.terminated), final_values=np.zeros_like(rollout.rewards))
+def test_swapped_buffer_matches_stable_baselines3():
+    x = SimpleNamespace(**peers.names_of("stable-baselines3", rollouts_of("stable-baselines3")[0]))
     with skip_import_errors():
-        names = peers.skrl_arrays(rollout)
-        whitened, theirs = peers.whitened("skrl", names), peers.skrl_by_default(**names)
-    assert_close([whitened_as_skrl(theirs, "PyTorch")], [whitened])
+        theirs = peers.sb3_buffer(x)
+        modules = {"stable_baselines3": SimpleNamespace(common=SimpleNamespace(buffers=peers.load(SB3)))}
+        ours = peers.sb3_buffer(x, swap("sbx_gae", "GAEBuffer", **modules))
+    assert_close([ours.advantages, ours.returns], [theirs.advantages, theirs.returns])
 
 
-def test_whitening_of_skrl_in_jax():
-    (peer,) = [peer for peer in PEERS if peer.name == "skrl, JAX"]
-    with skip_import_errors(), peers.as_peers_want():
-        names = peer.arrays(peers.kind_of_rollout("final_values", 0, 0.99, 0.95))
-        _, whitened = peers.load("skrl.agents.jax.ppo.ppo")._compute_gae(**names)
-    assert_close([whitened_as_skrl(peers.advantages_by_page(peer.row, names), "JAX")], [whitened])
-
-
-def test_tunix_whitens_one_token_to_nan():
-    """With one live token in the batch the variance is 0 / 0. `gae` leaves whitening to the caller."""
-    one = np.ones((1, 1), np.float32)
-    with skip_import_errors(), peers.as_peers_want():
-        advantages, returns = peers.load("tunix.rl.algo_core").compute_gae_advantages(one, one / 2, one, 0.99, 0.95)
-    assert np.isnan(advantages).all()
-    assert_close(returns, one)
-
-
-# Torch tensors.
-
-
-def test_line_for_torch_tensors():
-    """For every dtype, and with a gradient; plain `numpy()` fails for bfloat16 and where there is a gradient."""
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64", "int64"])
+def test_line_for_torch_tensors(dtype):
     torch = pytest.importorskip("torch")
-    numbers = [1.0, 0.0, 2.0]
-    tensors = [torch.tensor(numbers, dtype=dtype) for dtype in (torch.bfloat16, torch.float64, torch.int64)]
-    with_gradient = torch.tensor(numbers, dtype=torch.bfloat16, requires_grad=True)
-    for tensor in [*tensors, with_gradient, 2 * with_gradient]:
-        array = pages.run(peers.block_with("array"), {"tensor": tensor})["array"]
-        assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, np.array(numbers, np.float32) * (2 if tensor.grad_fn else 1))
-    for tensor in (tensors[0], torch.tensor(numbers, requires_grad=True)):
-        with pytest.raises((TypeError, RuntimeError)):
-            tensor.numpy()
+    tensor = torch.tensor([1, 0, 2], dtype=getattr(torch, dtype), requires_grad="float" in dtype)
+    array = pages.run(peers.calls()[TENSORS], {"tensor": tensor})["array"]
+    np.testing.assert_array_equal(array, np.array([1, 0, 2], np.float32), strict=True)
 
 
-def test_torch_tensor_by_dlpack():
-    torch = pytest.importorskip("torch")
-    tensor = torch.tensor([1.0, 0.0, 2.0], dtype=torch.bfloat16, requires_grad=True)
-    assert "jnp.from_dlpack(tensor.detach())" in pages.read(peers.PAGE)
-    array = jnp.from_dlpack(tensor.detach())
-    assert array.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(array, jnp.array([1.0, 0.0, 2.0], jnp.bfloat16))
+def test_table_of_conformance_has_every_agent():
+    rows = pages.table(
+        "tests/README.md", "| agent | compared with | the call differs by | the agent differs from GAE by |"
+    )
+    assert [row[0] for row in rows] == list(AGENTS)
