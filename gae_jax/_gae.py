@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from gae_jax._arguments import as_integer, check_is_array, check_shape
-from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero
+from gae_jax._recursion import advantages_of, lambdas_before, value_or_zero
 from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
@@ -134,7 +134,7 @@ def gae(
 def _gae(rollout: Rollout, *, time_axis: int, time_axis_name: str | None, implementation: str | None) -> GAEOutput:
     options = {"time_axis_name": time_axis_name, "implementation": implementation}
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
-    advantages = advantages_of(rollout, lambda_before_each_row(rollout, **options), **options)
+    advantages = advantages_of(rollout, lambdas_before(rollout, **options), **options)
     targets = advantages + value_or_zero(rollout)  # as another output of the scan, they would need another buffer
     return GAEOutput(to_caller_layout(advantages), to_caller_layout(targets))
 

@@ -100,10 +100,8 @@ def broadcast_like(x: Array, like: Array) -> Array:
     return x + zeros_placed_like(like).astype(x.dtype)
 
 
-def lambda_before_each_row(
-    rollout: Rollout, *, time_axis_name: str | None = None, implementation: str | None = None
-) -> Array:
-    """λ of the unmasked row before each row: A_t = δ_t + γ_t λ_t A_{t+1}, so h_{t+1} weighs A_{t+1} by λ_t."""
+def lambdas_before(rollout: Rollout, *, time_axis_name: str | None = None, implementation: str | None = None) -> Array:
+    """Returns λ_{t-1} for each row t: the λ of the unmasked row before, which weighs A_t in h_t."""
     lambda_, mask = rollout.lambda_, rollout.mask
     is_shard_of_one_row = time_axis_name is not None and rollout.rewards.shape[0] == 1  # where λ may vary all the same
     if lambda_.shape[0] == 1 and not is_shard_of_one_row:

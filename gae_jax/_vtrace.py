@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from gae_jax._arguments import as_number
 from gae_jax._gae import GAEOutput
-from gae_jax._recursion import advantages_of, lambda_before_each_row, value_or_zero, zero_where_masked
+from gae_jax._recursion import advantages_of, lambdas_before, value_or_zero, zero_where_masked
 from gae_jax._rollout import Rollout, canonical, check_before_jit
 
 
@@ -115,7 +115,7 @@ def _vtrace(
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
     unmasked = functools.partial(zero_where_masked, rollout.mask)
     scan = functools.partial(advantages_of, implementation=implementation)
-    before = functools.partial(lambda_before_each_row, implementation=implementation)
+    before = functools.partial(lambdas_before, implementation=implementation)
     value, lambda_before = value_or_zero(rollout), before(rollout)
     log_rho = jnp.maximum(unmasked(rollout.log_rhos), jnp.finfo(rollout.log_rhos.dtype).min)  # finite where π is 0
     # Clipped before the exponential, which may overflow.

@@ -6,14 +6,13 @@ the edge: the loop ends where the rows end, and lanes beyond the edge are not ke
 """
 
 import functools
+import importlib
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gae_jax._affine_scan.affine_map import Scan, Step
@@ -43,6 +42,10 @@ def obstacle_to_kernel(init: Array, xs: Any, shared: Any) -> str | None:
             return f"the kernel needs known shapes; got {x.shape}"
         if x.dtype != jnp.bool_ and x.dtype.itemsize != 4:
             return f"the kernel reads flags and 32 bits; got {x.dtype}"
+    try:
+        importlib.import_module("jax.experimental.pallas.tpu")
+    except ImportError as error:
+        return f"the kernel needs Pallas for TPUs: {error}"
     return None
 
 
@@ -90,6 +93,9 @@ def _on_lanes(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -
 
 def _call_kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Returns the last carry `[1, lanes]`, and the outputs `[T, lanes]`."""
+    from jax.experimental import pallas as pl  # takes most of the time of `import gae_jax`, where it is imported there
+    from jax.experimental.pallas import tpu as pltpu
+
     length, lanes = jax.tree.leaves(rows)[0].shape
     _, y = jax.eval_shape(step, init, jax.tree.map(lambda x: x[:1], rows), shared)
     varying = {VARYING: getattr(jax.typeof(init), VARYING)}  # over the mesh axes of a shard_map, as the carry does
