@@ -18,6 +18,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, NoReturn
 from unittest import mock
@@ -92,7 +93,7 @@ def brax_as_it_is(
 
 def brax_agent() -> Agent:
     """Brax's `ppo.train` on a pole to balance, with Brax's wrappers, networks and evaluator."""
-    if not hasattr(jax, "device_put_replicated"):
+    if jax.__version_info__ >= (0, 10):
         raise ImportError(f"the trainer of brax needs jax < 0.10, and this is jax {jax.__version__}")
     from brax import envs
     from brax.training.agents.ppo import losses
@@ -267,6 +268,7 @@ def read_options(arguments: list[str] | None = None) -> Options:
 def main() -> None:
     """Prints the table and draws the picture."""
     options = read_options()
+    warnings.simplefilter("ignore")  # the agents warn of their own upkeep
     file = options.out / "swap_in.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     with tempfile.TemporaryDirectory() as programs:  # a seed is data: all seeds of a training share their programs
