@@ -161,13 +161,9 @@ def main(
         refuse(f"--devices must divide --steps and --workers; at most 2**30 entries; got {steps} × {workers}")
     start(devices, processes, process, coordinator)
     say = print if process == 0 else lambda *_: None
-    where = f"{devices} devices ({jax.devices()[0].device_kind}) of {processes} process(es)"
-    say(f"{steps:,} × {workers} on {where}, jax {jax.__version__}\n")
-    say(
-        "| split | mesh | by | implementation | collectives | bytes per device | largest difference |\n"
-        + "|---" * 7
-        + "|"
-    )
+    say(f"{steps:,} × {workers} on {devices} devices ({jax.devices()[0].device_kind}), jax {jax.__version__}\n")
+    say("| split | mesh | by | implementation | collectives | bytes per device | largest difference |")
+    say("|---|---|---|---|---|---|---|")
     rollout = make_rollout(steps, workers)
     alone = {x: np.asarray(jax.jit(functools.partial(estimate, lambda_varies=x))(rollout)) for x in (False, True)}
     for split in splits(devices):

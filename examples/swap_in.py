@@ -50,7 +50,9 @@ class Options:
     agent: tuple[Literal["brax", "rejax"], ...] = ("brax", "rejax")  # which agents to train
     seeds: int = 3  # trainings of each agent with each estimator
     steps: int = 204_800  # environment steps of a training, rounded up to a multiple of 20,480
-    out: pathlib.Path = pathlib.Path()  # a directory, for swap_in.png and swap_in.json, which keeps earlier agents
+    out: pathlib.Path = pathlib.Path(
+        "runs"
+    )  # a directory, for swap_in.png and swap_in.json, which keeps earlier agents
 
 
 class Agent(NamedTuple):
@@ -258,8 +260,10 @@ def read_options(arguments: list[str] | None = None) -> Options:
     options = tyro.cli(Options, description=__doc__, args=arguments)
     if options.seeds < 1 or options.steps < 1:
         refuse(f"--seeds and --steps must be at least 1; got {options.seeds} and {options.steps}")
-    if not os.access(options.out, os.W_OK) or not options.out.is_dir():
-        refuse(f"--out must be a directory that can be written to; got {str(options.out)!r}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"--out: {error}")
     if not options.agent and not (options.out / "swap_in.json").exists():
         refuse(f"--agent: name an agent; there is no swap_in.json in {options.out} to show")
     return options
