@@ -1,4 +1,4 @@
-"""examples/scaling_out.py in two processes that share its devices; its count of collectives."""
+"""examples/scaling_out.py in two processes that share its devices. `test_sharded.py` tests its count of collectives."""
 
 import socket
 import subprocess
@@ -44,17 +44,3 @@ def test_page_has_the_collectives_that_are_printed(printed):
     page = pages.table("examples/guides/scaling_out.md", HEAD)
     wanted, found = ([(split, *how) for split, _, *how, _, _ in lines] for lines in (page, printed))
     assert found == wanted
-
-
-def test_counts_collectives_and_their_bytes():
-    class Program:
-        def as_text(self):
-            return """
-  %a = f32[8,4]{1,0} all-gather(%x), dimensions={0}
-  %b = (f32[4]{0}, f32[32]{0}) all-gather-start(%y), dimensions={0}
-  %c = f32[32]{0} all-gather-done(%b)
-  %d = pred[2]{0} collective-permute(%z)
-"""
-
-    assert scaling_out.collectives(Program()) == {"all-gather": 2, "collective-permute": 1}
-    assert scaling_out.collective_bytes(Program()) == 8 * 4 * 4 + 32 * 4 + 2
