@@ -255,9 +255,9 @@ def refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def read_options(arguments: list[str] | None = None) -> Options:
+def read_options() -> Options:
     """Returns the options, checked before anything takes time."""
-    options = tyro.cli(Options, description=__doc__, args=arguments)
+    options = tyro.cli(Options, description=__doc__)
     if options.seeds < 1 or options.steps < 1:
         refuse(f"--seeds and --steps must be at least 1; got {options.seeds} and {options.steps}")
     try:

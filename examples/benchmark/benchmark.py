@@ -165,9 +165,9 @@ def refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def read_options(arguments: list[str] | None = None) -> tuple[Options, list[Shape]]:
+def read_options() -> tuple[Options, list[Shape]]:
     """Returns the options, checked before anything takes time, and the shapes to measure."""
-    options = tyro.cli(Options, description=__doc__, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    options = tyro.cli(Options, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         shapes = [tables.shape_of(text) for text in options.shapes]
     except ValueError:

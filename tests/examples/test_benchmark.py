@@ -31,7 +31,7 @@ def as_contenders_want():
 
 def loops_around_arithmetic(function, arrays):
     """Counts arithmetic operations of a compiled program, by the number of loops around them."""
-    text = jax.jit(function).lower(*arrays).compile().as_text()
+    text = str(jax.jit(function).lower(*arrays).compile().as_text())
     found = re.findall(r"^(ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
     computations = {"ENTRY" if entry else name: body for entry, name, body in found}
 
