@@ -6,7 +6,8 @@
 
 Each row of the table is a split: the axes of the rollout that are split, the mesh, and jax.jit or jax.shard_map; the
 collectives in the compiled program, the bytes of their results per device, and the largest difference from the
-advantages that one device computes alone.
+advantages that one device computes alone. The number of devices must be even, and divide steps and workers. Several
+processes share the devices: --process is the number of this one, from 0, and --coordinator the HOST:PORT of process 0.
 """
 
 import collections
@@ -14,13 +15,12 @@ import functools
 import math
 import re
 import socket
-from typing import Any, NamedTuple
+import sys
+from typing import Any, NamedTuple, NoReturn
 
-import command_line  # before the packages that it asks for
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import count, refuse
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -28,7 +28,6 @@ from jax.sharding import PartitionSpec as P
 from gae_jax import gae
 
 OPERATIONS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
-MEMORY = 300  # bytes for each entry of the rollout
 BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
@@ -98,13 +97,12 @@ def run(split: Split, rollout: dict[str, np.ndarray], alone: np.ndarray) -> list
     program = jax.jit(fn).lower(arrays).compile()
     largest = jax.jit(lambda x, y: jnp.abs(x - y).max(), out_shardings=NamedSharding(mesh, P()))
     difference = largest(program(arrays), place(alone, specs["rewards"]))
-    counts = ", ".join(f"{count} {name}" for name, count in collectives(program).items())
     return [
         " and ".join(["time"] * bool(time) + ["workers"] * bool(workers)) + ", λ by step" * split.lambda_varies,
         " × ".join(map(str, split.mesh.values())),
         "jax.shard_map" if split.by_hand else f"jax.jit, {split.kind.name} axes",
         split.implementation or "None",
-        counts or "none",
+        ", ".join(f"{count} {name}" for name, count in collectives(program).items()) or "none",
         f"{collective_bytes(program):,}",
         f"{float(difference):.1e}",
     ]
@@ -126,66 +124,53 @@ def _collectives(program: Any) -> list[tuple[str, str]]:
     return re.findall(rf" = (\S.*?) ({OPERATIONS})(?:-start)?\(", program.as_text())
 
 
-class Options(NamedTuple):
-    """The command line."""
-
-    steps: int
-    workers: int
-    devices: int
-    processes: int
-    process: int
-    coordinator: str
+def refuse(message: str) -> NoReturn:
+    """Prints one line and exits with status 2."""
+    print("error:", message, file=sys.stderr)
+    sys.exit(2)
 
 
-def read_options(arguments: list[str] | None = None) -> Options:
-    """Returns the options, or refuses them."""
-    parser = command_line.Parser(__doc__ or "")
-    parser.add_argument("--steps", type=count, default=2**20, help="T; --devices must divide it")
-    parser.add_argument("--workers", type=count, default=8, help="N; --devices must divide it")
-    parser.add_argument("--devices", type=count, default=8, help="of all processes together; even, at most 1024")
-    parser.add_argument("--processes", type=count, default=1, help="processes that share the devices")
-    parser.add_argument("--process", type=command_line.index, default=0, help="number of this process, from 0")
-    parser.add_argument("--coordinator", default="127.0.0.1:12345", metavar="HOST:PORT", help="address of process 0")
-    options = Options(**vars(parser.parse_args(arguments)))
-    if options.devices % 2 or options.devices > 1024:
-        refuse(f"--devices must be an even number up to 1024; got {options.devices}")
-    for name, number in (("--steps", options.steps), ("--workers", options.workers)):
-        if number % options.devices:
-            refuse(f"--devices must divide {name}; got {options.devices} devices for {number}")
-    if options.devices % options.processes:
-        refuse(f"--processes must divide --devices; got {options.processes} for {options.devices} devices")
-    if options.process >= options.processes:
-        refuse(f"--process must be less than --processes, {options.processes}; got {options.process}")
-    if not re.fullmatch(r".+:\d{1,5}", options.coordinator):
-        refuse(f"--coordinator must be HOST:PORT, such as 127.0.0.1:12345; got {options.coordinator!r}")
-    command_line.require_memory(options.steps * options.workers * MEMORY, f"{options.steps} × {options.workers}")
-    return options
-
-
-def main() -> None:
-    """Prints the table."""
-    options = read_options()
-    jax.config.update("jax_num_cpu_devices", options.devices // options.processes)
-    if options.processes > 1:
-        if options.process == 0:  # in jax 0.10, a port that is taken ends the process with a segmentation fault
+def start(devices: int, processes: int, process: int, coordinator: str) -> None:
+    """Makes the devices of this process, and connects the processes."""
+    if processes < 1 or devices % processes or process not in range(processes):
+        refuse(f"{devices} devices cannot be split over {processes} processes, of which this is number {process}")
+    jax.config.update("jax_num_cpu_devices", devices // processes)
+    if processes > 1:
+        if process == 0:  # in jax 0.10, a port that is taken ends the process with a segmentation fault
             try:
-                socket.create_server(("", int(options.coordinator.rpartition(":")[2]))).close()
-            except (OSError, OverflowError) as error:
-                refuse(f"--coordinator: cannot listen at {options.coordinator}: {error}")
-        jax.distributed.initialize(options.coordinator, options.processes, options.process)
-    if jax.device_count() < options.devices:
-        refuse(f"--devices: there are {jax.device_count()}; got {options.devices}")
-    say = print if jax.process_index() == 0 else lambda *_: None
-    where = f"{options.devices} devices ({jax.devices()[0].device_kind}), jax {jax.__version__}"
-    processes = f"{options.processes} processes" if options.processes > 1 else "one process"
-    say(f"{options.steps:,} × {options.workers} on {where}; {processes}\n")
+                socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+            except (OSError, OverflowError, ValueError) as error:
+                refuse(f"--coordinator: cannot listen at {coordinator}: {error}")
+        jax.distributed.initialize(coordinator, processes, process)
+    if jax.device_count() < devices:
+        refuse(f"--devices: there are {jax.device_count()}; got {devices}")
+
+
+def main(
+    steps: int = 2**20,
+    workers: int = 8,
+    devices: int = 8,
+    processes: int = 1,
+    process: int = 0,
+    coordinator: str = "127.0.0.1:12345",
+) -> None:
+    """Prints the table."""
+    if devices not in range(2, 1025, 2):
+        refuse(f"--devices must be an even number from 2 to 1024; got {devices}")
+    if steps < 1 or workers < 1 or steps % devices or workers % devices or steps * workers > 2**30:
+        refuse(f"--devices must divide --steps and --workers; at most 2**30 entries; got {steps} × {workers}")
+    start(devices, processes, process, coordinator)
+    say = print if process == 0 else lambda *_: None
+    say(f"{steps:,} × {workers} on {devices} devices ({jax.devices()[0].device_kind}), jax {jax.__version__}\n")
     say("| split | mesh | by | implementation | collectives | bytes per device | largest difference |")
     say("|---|---|---|---|---|---|---|")
-    rollout = make_rollout(options.steps, options.workers)
+    rollout = make_rollout(steps, workers)
     alone = {x: np.asarray(jax.jit(functools.partial(estimate, lambda_varies=x))(rollout)) for x in (False, True)}
-    for split in splits(options.devices):
+    for split in splits(devices):
         say("| " + " | ".join(run(split, rollout, alone[split.lambda_varies])) + " |")
 
 
 if __name__ == "__main__":
-    main()
+    import tyro  # here, since tests of the package count collectives by this module, and do not need tyro
+
+    tyro.cli(main, description=__doc__)

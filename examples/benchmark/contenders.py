@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import io
+import math
 import pathlib
 import sys
 import warnings
@@ -11,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest import mock
 
-import command_line  # before the packages that it asks for
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,32 +20,32 @@ from jax import Array, lax
 import gae_jax
 
 GAMMA, LAMBDA = 0.99, 0.95
-OURS, BEFORE, PLAIN, FLOOR = "gae", "gae, the other checkout", "plain lax.scan", "one pass"
 ARRAYS = "rewards values terminated last_value"
+OURS, BEFORE, PLAIN, FLOOR = "gae", "gae, the other checkout", "plain lax.scan", "one pass"
+UNROLLED = "unrolled loop"
 
 
 class Contender(NamedTuple):
     """A function and the form of its arguments."""
 
-    function: Callable[..., Any]  # of the import that it needs, if any, and of the arrays
+    function: Callable[..., Any]
     arrays: str = ARRAYS  # names in `random_rollout`
     library: Any = jnp  # of its arrays
-    needs: str | None = None  # an import: "module.name"
+    needs: str = "gae_jax"  # the module that it imports
+    longest: float = math.inf  # T; the contender is left out where T is larger
 
 
-def advantages_of(
-    package: Any, r: Array, v: Array, ends: Array, last_value: Array, lambda_: Any = LAMBDA, **how: Any
-) -> Array:
-    """The advantages of `gae`, of this package or of another checkout. The compiler leaves out the targets."""
-    return package.gae(r, v, ends, gamma=GAMMA, lambda_=lambda_, bootstrap_value=last_value, **how).advantages
+def both(package: Any, r: Array, v: Array, ends: Array, last_value: Array, lambda_: Any = LAMBDA, **how: Any) -> Any:
+    """Advantages and targets by `gae`, of this package or of another checkout."""
+    return package.gae(r, v, ends, gamma=GAMMA, lambda_=lambda_, bootstrap_value=last_value, **how)
 
 
-ours = functools.partial(advantages_of, gae_jax)
+def advantages(package: Any, *arrays: Array, **how: Any) -> Array:
+    """The advantages alone: the compiler leaves out the targets."""
+    return both(package, *arrays, **how).advantages
 
 
-def both_outputs(rewards: Array, values: Array, terminated: Array, last_value: Array) -> Any:
-    """The advantages and the targets of `gae`."""
-    return gae_jax.gae(rewards, values, terminated, gamma=GAMMA, lambda_=LAMBDA, bootstrap_value=last_value)
+ours = functools.partial(advantages, gae_jax)
 
 
 def plain_scan(rewards: Array, values: Array, terminated: Array, last_value: Array, lambda_: Any = LAMBDA) -> Array:
@@ -59,9 +59,9 @@ def plain_scan(rewards: Array, values: Array, terminated: Array, last_value: Arr
     return lax.scan(step, last_value, (rewards, values, terminated), reverse=True)[1]
 
 
-def gradient_of(advantages: Callable[..., Array]) -> Callable[..., Any]:
+def gradient_of(estimate: Callable[..., Array]) -> Callable[..., Any]:
     """Returns the gradient of Σ A² with respect to rewards, values, V(s_T) and λ."""
-    return jax.grad(lambda *arrays: jnp.sum(advantages(*arrays) ** 2), (0, 1, 3, 4))
+    return jax.grad(lambda *arrays: jnp.sum(estimate(*arrays) ** 2), (0, 1, 3, 4))
 
 
 def one_pass(rewards: Array, values: Array, terminated: Array, last_value: Array) -> Array:
@@ -69,9 +69,16 @@ def one_pass(rewards: Array, values: Array, terminated: Array, last_value: Array
     return jnp.where(terminated, rewards, rewards + values + last_value)
 
 
-def rlax_advantages(estimate: Callable[..., Any], rewards: Array, discounts: Array, values: Array) -> Any:
+def of_rlax(rewards: Array, discounts: Array, values: Array) -> Array:
     """The estimator of rlax, which takes one worker, vmapped over workers."""
+    estimate = importlib.import_module("rlax").truncated_generalized_advantage_estimation
     return jax.vmap(estimate, (1, 1, None, 1), 1)(rewards, discounts, LAMBDA, values)
+
+
+def of_brax(truncation: Array, termination: Array, rewards: Array, values: Array, last_value: Array) -> Array:
+    """Brax's targets minus the values; the advantages that Brax returns are not GAE."""
+    losses = importlib.import_module("brax.training.agents.ppo.losses")
+    return losses.compute_gae(truncation, termination, rewards, values, last_value, LAMBDA, GAMMA)[0] - values
 
 
 def two_carries(rewards: Array, values: Array, terminated: Array, last_value: Array, unroll: int) -> Array:
@@ -85,6 +92,16 @@ def two_carries(rewards: Array, values: Array, terminated: Array, last_value: Ar
 
     carry, rows = (jnp.zeros_like(last_value), last_value), (rewards, values, terminated)
     return lax.scan(step, carry, rows, reverse=True, unroll=unroll)[1]
+
+
+def unrolled(rewards: Array, values: Array, terminated: Array, last_value: Array) -> Array:
+    """A Python loop under `jit`, as in the JAX branch of skrl: the program has T copies of the loop's body."""
+    advantages, advantage, next_value = jnp.zeros_like(rewards), jnp.zeros_like(last_value), last_value
+    for t in reversed(range(len(rewards))):
+        goes_on = 1 - terminated[t]
+        advantage = rewards[t] - values[t] + GAMMA * goes_on * (next_value + LAMBDA * advantage)
+        advantages, next_value = advantages.at[t].set(advantage), values[t]
+    return advantages
 
 
 def composed(rewards: Array, discounts: Array, values: Array) -> Array:
@@ -109,76 +126,49 @@ def numpy_loop(rewards: np.ndarray, values: np.ndarray, terminated: np.ndarray, 
     return advantages
 
 
-def one_by_one(rewards: np.ndarray, values: np.ndarray, terminated: np.ndarray) -> np.ndarray:
-    """The recursion over time and workers, for numba to compile for one core."""
-    gamma, lambda_ = np.float32(GAMMA), np.float32(LAMBDA)
-    advantages = np.zeros_like(values)
-    for t in range(len(rewards) - 1, -1, -1):
-        for n in range(rewards.shape[1]):
-            discount = np.float32(0) if terminated[t, n] else gamma
-            delta = rewards[t, n] + discount * values[t + 1, n] - values[t, n]
-            advantages[t, n] = delta + discount * lambda_ * advantages[t + 1, n]
-    return advantages[:-1]
-
-
-def numpy_gradient(rewards: np.ndarray, values: np.ndarray, terminated: np.ndarray, last_value: np.ndarray) -> Any:
-    """The gradient of `gradient_of` by hand: forwards in time, with h for the derivative with respect to h_t."""
-    advantages = numpy_loop(rewards, values, terminated, last_value)
-    by_reward, by_value, h, by_lambda = np.empty_like(rewards), np.empty_like(values), np.zeros_like(last_value), 0.0
-    for t in range(len(rewards)):
-        by_reward[t] = 2 * advantages[t] + LAMBDA * h
-        by_value[t] = h - by_reward[t]
-        by_lambda += np.sum(advantages[t] * h)
-        h = GAMMA * ~terminated[t] * by_reward[t]
-    return by_reward, by_value, h, by_lambda
-
-
 @functools.cache
-def numba_loop(njit: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    """Returns a function that is compiled at its first call, for all shapes."""
-    return njit(one_by_one)
+def numba_loop() -> Callable[..., np.ndarray]:
+    """Returns the recursion over time and workers, which numba compiles for one core at its first call."""
+    gamma, lambda_ = np.float32(GAMMA), np.float32(LAMBDA)
+
+    @importlib.import_module("numba").njit
+    def loop(rewards: np.ndarray, values: np.ndarray, terminated: np.ndarray) -> np.ndarray:
+        advantages = np.zeros_like(values)
+        for t in range(len(rewards) - 1, -1, -1):
+            for n in range(rewards.shape[1]):
+                discount = np.float32(0) if terminated[t, n] else gamma
+                delta = rewards[t, n] + discount * values[t + 1, n] - values[t, n]
+                advantages[t, n] = delta + discount * lambda_ * advantages[t + 1, n]
+        return advantages[:-1]
+
+    return loop
 
 
 CONTENDERS = {
     OURS: Contender(ours),
-    "gae, both outputs": Contender(both_outputs),
+    "gae, both outputs": Contender(functools.partial(both, gae_jax)),
     "gae, scan": Contender(functools.partial(ours, implementation="scan")),
     "gae, blocked": Contender(functools.partial(ours, implementation="blocked")),
-    "gae, pallas": Contender(functools.partial(ours, implementation="pallas")),
-    "rlax": Contender(
-        rlax_advantages, "rewards discounts all_values", needs="rlax.truncated_generalized_advantage_estimation"
-    ),
+    "rlax": Contender(of_rlax, "rewards discounts all_values", needs="rlax"),
     "Brax": Contender(
-        lambda compute_gae, *x: compute_gae(*x, LAMBDA, GAMMA)[0] - x[3],
+        of_brax,
         "truncated_float terminated_float rewards values last_value",
-        needs="brax.training.agents.ppo.losses.compute_gae",
+        needs="brax.training.agents.ppo.losses",
     ),
     "two-carry scan": Contender(functools.partial(two_carries, unroll=1)),
     "PureJaxRL's loop": Contender(functools.partial(two_carries, unroll=16)),
+    UNROLLED: Contender(unrolled, longest=128),
     "associative_scan": Contender(composed, "rewards discounts all_values"),
     "NumPy loop": Contender(numpy_loop, library=np),
-    "numba loop": Contender(lambda njit, *x: numba_loop(njit)(*x), "rewards all_values terminated", np, "numba.njit"),
+    "numba loop": Contender(lambda *x: numba_loop()(*x), "rewards all_values terminated", np, "numba"),
     FLOOR: Contender(one_pass),
 }
-WITH_LAMBDA = f"{ARRAYS} lambda"
 GRADIENTS = {
-    OURS: Contender(gradient_of(ours), WITH_LAMBDA),
-    "gae, blocked": Contender(gradient_of(functools.partial(ours, implementation="blocked")), WITH_LAMBDA),
-    PLAIN: Contender(gradient_of(plain_scan), WITH_LAMBDA),
+    OURS: Contender(gradient_of(ours), f"{ARRAYS} lambda"),
+    "gae, blocked": Contender(gradient_of(functools.partial(ours, implementation="blocked")), f"{ARRAYS} lambda"),
+    PLAIN: Contender(gradient_of(plain_scan), f"{ARRAYS} lambda"),
     FLOOR: CONTENDERS[FLOOR],
 }
-
-
-@functools.cache
-def load(name: str) -> Any:
-    """Imports without warnings and prints; every failure is an ImportError."""
-    module, _, attribute = name.rpartition(".")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
-            raise ImportError("not installed" if isinstance(error, ModuleNotFoundError) else str(error)) from error
 
 
 def load_checkout(path: pathlib.Path) -> Any:
@@ -186,37 +176,26 @@ def load_checkout(path: pathlib.Path) -> Any:
 
     Its modules import each other as `gae_jax`. So the modules of this process step aside while it is imported.
     """
-
-    def take_out() -> dict[str, Any]:
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "gae_jax"}
-
-    mine = take_out()
-    sys.path.insert(0, str(path))
-    try:
-        # The other package registers the same name, which JAX refuses.
-        with mock.patch("jax.export.register_namedtuple_serialization"):
-            package = importlib.import_module("gae_jax")
-    finally:
-        sys.path.remove(str(path))
-        take_out()
-        sys.modules.update(mine)
-    if not pathlib.Path(str(package.__file__)).resolve().is_relative_to(path.resolve()):
-        command_line.refuse(f"--against: there is no package gae_jax in {path}")
-    return package
+    with (
+        mock.patch.dict(sys.modules),  # restored at the end
+        mock.patch.object(sys, "path", [str(path), *sys.path]),
+        mock.patch("jax.export.register_namedtuple_serialization"),  # JAX refuses to register a name twice
+    ):
+        for name in [name for name in sys.modules if name.split(".")[0] == "gae_jax"]:
+            del sys.modules[name]
+        return importlib.import_module("gae_jax")
 
 
-def why_not(contender: Contender, name: str) -> str | None:
+def why_not(contender: Contender) -> str | None:
     """Returns what prevents a contender from running on this machine, if anything does."""
-    backend = jax.default_backend()
-    if name == "gae, pallas" and backend != "tpu":
-        return "for TPUs only"
-    if contender.library is np and backend != "cpu":
+    if contender.library is np and jax.default_backend() != "cpu":
         return "for CPUs only"
     try:
-        _ = contender.needs and load(contender.needs)
-    except ImportError as error:
-        return str(error)
-    return None
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            importlib.import_module(contender.needs)
+    except Exception as error:  # not only an ImportError: a package may not fit this version of jax
+        return "not installed" if isinstance(error, ModuleNotFoundError) else str(error)
 
 
 def random_rollout(steps: int, workers: int) -> dict[str, np.ndarray]:
@@ -237,13 +216,17 @@ def random_rollout(steps: int, workers: int) -> dict[str, np.ndarray]:
     }
 
 
-def prepare(contender: Contender, rollout: dict[str, np.ndarray]) -> tuple[Callable[..., Any], list[Any]]:
-    """Returns the function of the arrays alone, and the arrays."""
-    arrays = [contender.library.array(rollout[name]) for name in contender.arrays.split()]
-    return functools.partial(contender.function, *([load(contender.needs)] if contender.needs else [])), arrays
+def right_results(rollout: dict[str, np.ndarray], gradient: bool) -> list[np.ndarray]:
+    """The advantages by a float64 loop, or the gradient of a plain `lax.scan`, whose advantages are checked first."""
+    arrays = [rollout[name] for name in ARRAYS.split()]
+    advantages = numpy_loop(*(x if x.dtype == bool else x.astype(np.float64) for x in arrays))
+    if not gradient:
+        return [advantages]
+    check(PLAIN, plain_scan(*map(jnp.array, arrays)), [advantages])
+    return list(map(np.asarray, gradient_of(plain_scan)(*map(jnp.array, [*arrays, rollout["lambda"]]))))
 
 
-def check(name: str, output: Any, want: tuple[np.ndarray, ...]) -> None:
+def check(name: str, output: Any, want: list[np.ndarray]) -> None:
     """Raises an AssertionError if the output is not what is wanted: the advantages, or a gradient."""
     for got, x in zip(jax.tree.leaves(output), want, strict=False):  # the targets may follow the advantages
         error = np.abs(np.asarray(got) - x).max() / np.abs(x).max()

@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from command_line import refuse
-from contenders import BEFORE, FLOOR, OURS, PLAIN
+from contenders import FLOOR, OURS, UNROLLED
 
 FIGURES = pathlib.Path(__file__).with_name("h100_figures.csv")
 PICTURED = ((64, 64), (128, 4096), (2048, 2048))
-KNOWN = ("PureJaxRL's loop", "NumPy loop", "Brax", "rlax", "numba loop", "associative_scan", PLAIN)
+KNOWN = ("numba loop", "rlax", "Brax", "NumPy loop", "PureJaxRL's loop")
+TICKS = (0.5, 1, 2, 5, 10, 20, 50)
 Shape = tuple[int, int]  # T and N
 Numbers = dict[str, dict[str, Any]]  # of each contender, as --json writes them
 
@@ -22,26 +22,18 @@ def write(path: pathlib.Path, about: dict[str, Any], results: dict[Shape, Number
     path.write_text(json.dumps(about | {"shapes": by_shape}, indent=2) + "\n")
 
 
-def read(paths: Sequence[pathlib.Path]) -> tuple[dict[str, Any], dict[Shape, Numbers]]:
-    """Reads files of one machine as one; refuses other files, and a shape that is in two of them."""
-    about, results, dispatch_s, of_first = {}, {}, 0.0, None
-    for path in paths:
-        try:
-            about, found = json.loads(path.read_text()), {}
-            for steps, workers in (name.split("x") for name in about["shapes"]):
-                found[int(steps), int(workers)] = about["shapes"][f"{steps}x{workers}"]
-            dispatch_s, contenders = max(dispatch_s, about.pop("dispatch_s")), [*next(iter(found.values()))]
-            _ = title(about) + summary(found, {"dispatch_s": dispatch_s})
-            del about["shapes"]
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, StopIteration) as error:
-            refuse(f"--read: {path} was not written by --json ({type(error).__name__}: {error})")
-        of_first = of_first or (about, contenders)
-        if of_first != (about, contenders):
-            refuse(f"--read: {path} is from another machine than {paths[0]}, or has other packages or contenders")
-        if twice := ["{}x{}".format(*shape) for shape in found if shape in results]:
-            refuse(f"--read: {path} has shapes that an earlier file has: {' '.join(twice)}")
-        results |= found
-    return about | {"dispatch_s": dispatch_s}, dict(sorted(results.items()))
+def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[Shape, Numbers]]:
+    """Returns the machine, and the numbers by shape."""
+    about = json.loads(path.read_text())
+    return about, {shape_of(text): numbers for text, numbers in about.pop("shapes").items()}
+
+
+def shape_of(text: str) -> Shape:
+    """Reads "TxN"; raises a ValueError where the text is something else."""
+    steps, workers = map(int, text.split("x"))
+    if steps < 1 or workers < 1:
+        raise ValueError(text)
+    return steps, workers
 
 
 def title(about: dict[str, Any]) -> str:
@@ -60,48 +52,47 @@ def micro(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e6:,.0f}" if seconds >= 1e-4 else f"{seconds * 1e6:.3g}"
 
 
+def ratio(numbers: Numbers, name: str, other: str, time: str = "call_s") -> str:
+    """The time of a contender divided by the time of another one."""
+    times = [numbers[x][time] if x in numbers else None for x in (name, other)]
+    return f"{times[0] / times[1]:.2f}" if times[0] is not None and times[1] else "-"
+
+
 def over_floor(numbers: Numbers, dispatch_s: float) -> str:
     """The time of `gae` divided by the time of one pass, or "dispatch" where dispatch decides the time of the pass."""
-    dispatch_decides = numbers[FLOOR]["call_s"] < 2 * dispatch_s or numbers[OURS]["over_floor"] < 1
-    return "dispatch" if dispatch_decides else f"{numbers[OURS]['over_floor']:.2f}"
+    floor = numbers[FLOOR]["call_s"]
+    return "dispatch" if floor < 2 * dispatch_s or numbers[OURS]["call_s"] < floor else ratio(numbers, OURS, FLOOR)
 
 
 def all_contenders(shape: Shape, numbers: Numbers) -> str:
     """All contenders at one shape, the fastest call first."""
     rows = []
     for name, x in sorted(numbers.items(), key=lambda item: item[1]["call_s"]):
-        compile_ms = "-" if x["compile_s"] is None else f"{x['compile_s'] * 1e3:.0f}"
-        device = numbers[OURS]["device_s"]
-        device_ratio = f"{x['device_s'] / device:.2f}" if x["device_s"] is not None and device else "-"
-        rows.append([name, micro(x["call_s"]), micro(x["device_s"]), f"{x['over_gae']:.2f}", device_ratio, compile_ms])
-    columns = ["contender", "call, µs", "device, µs", "call / gae's", "device / gae's", "compilation, ms"]
+        ratios = ratio(numbers, name, OURS), ratio(numbers, name, OURS, "device_s")
+        costs = [f"{x[key] * 1e3:.0f}" if x[key] else "-" for key in ("trace_s", "compile_s")]
+        rows.append([name, micro(x["call_s"]), micro(x["device_s"]), *ratios, *costs, f"{x['scratch_bytes'] or 0:,}"])
+    columns = ["contender", "call, µs", "device, µs", "call / gae's", "device / gae's"]
+    columns += ["tracing, ms", "with compilation, ms", "scratch, bytes"]
     return markdown("T × N = {} × {}".format(*shape), columns, rows)
 
 
 def summary(results: dict[Shape, Numbers], about: dict[str, Any]) -> str:
     """The times of `gae` at every shape, and each other contender's call time divided by the call time of `gae`."""
-    names = [name for name in next(iter(results.values())) if name not in (OURS, FLOOR)]
-    rows = []
+    names, rows = [name for name in max(results.values(), key=len) if name not in (OURS, FLOOR)], []
     for shape, numbers in results.items():
-        own, ratio = numbers[OURS], over_floor(numbers, about["dispatch_s"])
-        ratios = [ratio, *(f"{numbers[name]['over_gae']:.2f}" for name in names)]
-        rows.append(["{} × {}".format(*shape), micro(own["call_s"]), micro(own["device_s"]), *ratios])
+        times = [micro(numbers[OURS][time]) for time in ("call_s", "device_s")]
+        ratios = [over_floor(numbers, about["dispatch_s"]), *(ratio(numbers, name, OURS) for name in names)]
+        rows.append(["{} × {}".format(*shape), *times, *ratios])
     title = "Call time divided by gae's call time: above 1, gae is faster. The first three columns describe gae itself."
     return markdown(title, ["T × N", "call, µs", "device, µs", "gae / one pass", *names], rows)
 
 
-def gradients(results: dict[Shape, Numbers]) -> str:
-    """The gradient of `gae` beside the gradient of a plain `lax.scan`, and of the other checkout if it was timed."""
-    rows = []
-    for shape, numbers in results.items():
-        for name in [PLAIN, BEFORE][: 1 + (BEFORE in numbers)]:
-            own, other = numbers[OURS], numbers[name]
-            row = ["{} × {}".format(*shape), name, *(f"{own[x] / other[x]:.2f}" for x in ("call_s", "device_s"))]
-            row += [f"{x[key]:.3f}" for key in ("trace_s", "compile_s") for x in (own, other)]
-            rows.append([*row, *(f"{x['scratch_bytes']:,}" for x in (own, other))])
-    columns = ["T × N", "other", "call / other's", "device / other's", "tracing, s", "other's", "with compilation, s"]
-    columns += ["other's", "scratch, bytes", "other's"]
-    return markdown("The gradient of gae, and another gradient. Above 1, gae is slower.", columns, rows)
+def compilation(results: dict[Shape, Numbers]) -> str:
+    """What tracing and compilation take where the unrolled loop was timed."""
+    shapes = [shape for shape in results if UNROLLED in results[shape]]
+    names = [name for name, x in results[shapes[0]].items() if x["compile_s"] and name != FLOOR]
+    rows = [["{} × {}".format(*x), *(f"{results[x][name]['compile_s']:.2f}" for name in names)] for x in shapes]
+    return markdown("Tracing and compilation, seconds of CPU time.", ["T × N", *names], rows)
 
 
 def published() -> dict[Shape, dict[str, float]]:
@@ -112,41 +103,36 @@ def published() -> dict[Shape, dict[str, float]]:
 
 
 def beside_published(results: dict[Shape, Numbers]) -> str:
-    """What was measured on this machine beside the published figures for an H100, and what was not measured."""
+    """What was measured on this machine beside the published figures for an H100."""
     figures, rows = published(), []
-    for shape in filter(results.get, figures):
+    for shape in filter(figures.get, results):
         x, own = figures[shape], results[shape][OURS]
         there = x["triton_ms"] / 1e3, x["triton_dev_us"] / 1e6, x["jax_ms"] / 1e3, x["jax_amort_ms"] / 1e3
         rows.append(["{} × {}".format(*shape), micro(own["call_s"]), micro(own["device_s"]), *map(micro, there)])
     columns = ["T × N", "gae, call", "gae, device", "rl-triton, call", "rl-triton, device"]
     columns += ["associative_scan, call", "associative_scan, 100 calls in a row"]
     title = "µs. The first two columns were measured here; the others are figures for an H100 from h100_figures.csv."
-    missing = ["{}x{}".format(*shape) for shape in figures if shape not in results]
-    return markdown(title, columns, rows) + (f"\n\nNot measured: {' '.join(missing)}" if missing else "")
+    return markdown(title, columns, rows)
 
 
 def draw(results: dict[Shape, Numbers], title: str, path: pathlib.Path) -> None:
-    """Draws a dot for each contender that people know: its call time divided by the call time of `gae`."""
+    """Draws a dot for each of five contenders: its call time divided by the call time of `gae`."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     shapes = [shape for shape in PICTURED if shape in results] or list(results)[:3]
-    names = [name for name in reversed(KNOWN) if name in results[shapes[0]]][-5:]
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-    all_axes = figure.subplots(1, len(shapes), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, shape in zip(all_axes, shapes, strict=True):
-        ratios = [results[shape][name]["over_gae"] for name in names]
-        axes.plot(ratios, names, "o", color="black", markersize=7, zorder=3)
-        for name, ratio in zip(names, ratios, strict=True):
-            axes.annotate(f"{ratio:.2f}", (ratio, name), (0, 7), textcoords="offset points", ha="center", bbox=white)
+    names = [name for name in KNOWN if name in results[shapes[0]]]
+    figure, white = Figure(figsize=(10, 3.4), layout="constrained"), {"fc": "white", "ec": "none", "pad": 0.5}
+    for axes, shape in zip(figure.subplots(1, len(shapes), sharey=True, squeeze=False)[0], shapes, strict=True):
+        own = results[shape][OURS]["call_s"]
+        for name in names:
+            x = results[shape][name]["call_s"] / own
+            axes.semilogx(x, name, "ko")
+            axes.annotate(f"{x:.2f}", (x, name), (0, 7), textcoords="offset points", ha="center", bbox=white)
         axes.axvline(1, color="black", linestyle="--", linewidth=1)
         axes.grid(axis="y", linestyle=":")
-        axes.set(xscale="log", title="{} × {}\ngae: ".format(*shape) + micro(results[shape][OURS]["call_s"]) + " µs")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter("{x:g}")
         axes.margins(x=0.2, y=0.2)
+        axes.set(title="{} × {}\ngae: ".format(*shape) + f"{micro(own)} µs", xlim=(0.5, 50))
+        axes.set_xticks(TICKS, labels=map(str, TICKS))
     figure.supxlabel("call time divided by the call time of gae (right of the dashed line, gae is faster)")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

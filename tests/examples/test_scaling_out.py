@@ -1,62 +1,46 @@
-"""Bad options of examples/scaling_out.py, and its count of collectives."""
+"""examples/scaling_out.py in two processes that share its devices. `test_sharded.py` tests its count of collectives."""
 
-import os
+import socket
+import subprocess
+import sys
 
-import jax
 import pytest
 import scaling_out
+from support import pages
 
 pytestmark = pytest.mark.examples
+HEAD = "| split | mesh | by | implementation | collectives | bytes per device | largest difference |"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ("--devices 0", "--devices: must be a whole number, at least 1; got 0"),
-        ("--devices 3", "--devices must be an even number up to 1024; got 3"),
-        ("--devices 99998", "--devices must be an even number up to 1024; got 99998"),
-        (
-            "--steps 1" + 23 * "0",
-            f"1{23 * '0'} × 8 needs 223,517,417,907,714,843 GiB of memory; this machine has 1 GiB",
-        ),
-        ("--coordinator bogus", "--coordinator must be HOST:PORT, such as 127.0.0.1:12345; got 'bogus'"),
-        ("--coordinator=", "--coordinator must be HOST:PORT, such as 127.0.0.1:12345; got ''"),
-        ("--workers 0", "--workers: must be a whole number, at least 1; got 0"),
-        ("--workers 12", "--devices must divide --workers; got 8 devices for 12"),
-        ("--steps 1001", "--devices must divide --steps; got 8 devices for 1001"),
-        ("--steps many", "--steps: must be a whole number, at least 1; got many"),
-        ("--processes 3", "--processes must divide --devices; got 3 for 8 devices"),
-        ("--process 5", "--process must be less than --processes, 1; got 5"),
-        ("--process -1", "--process: must be a whole number, at least 0; got -1"),
-        ("--step 8", "unrecognized arguments: --step 8"),
-    ],
-)
-def test_bad_options_are_one_line(arguments, complaint, capsys, monkeypatch):
-    monkeypatch.setattr(os, "sysconf", lambda _: 2**15)
-    with pytest.raises(SystemExit) as stop:
-        scaling_out.read_options(arguments.split())
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == f"error: {complaint}\n"
+@pytest.fixture(scope="module")
+def printed():
+    """The table of the first of two processes, which are connected over the loopback interface."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, scaling_out.__file__, "--steps", "256", "--devices", "4", "--processes", "2"]
+    command += ["--coordinator", address, "--process"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(process)], **pipes) for process in (0, 1)]
+    try:
+        (first, complaints), (second, more) = [process.communicate(timeout=280) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0], complaints + more
+    assert HEAD not in second
+    lines = first.partition(f"{HEAD}\n")[2].splitlines()[1:]
+    return [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]  # Gloo prints, too
 
 
-def test_counts_collectives_and_their_bytes():
-    class Program:
-        def as_text(self):
-            return """
-  %a = f32[8,4]{1,0} all-gather(%x), dimensions={0}
-  %b = (f32[4]{0}, f32[32]{0}) all-gather-start(%y), dimensions={0}
-  %c = f32[32]{0} all-gather-done(%b)
-  %d = pred[2]{0} collective-permute(%z)
-"""
-
-    assert scaling_out.collectives(Program()) == {"all-gather": 2, "collective-permute": 1}
-    assert scaling_out.collective_bytes(Program()) == 8 * 4 * 4 + 32 * 4 + 2
+def test_split_rollout_equals_one_device(printed):
+    assert len(printed) == 9
+    assert all(float(difference) < 1e-5 for *_, difference in printed)
 
 
-def test_every_split_covers_all_devices():
-    devices = jax.device_count()
-    for split in scaling_out.splits(devices):
-        product = 1
-        for size in split.mesh.values():
-            product *= size
-        assert product == devices
+def test_page_has_the_collectives_that_are_printed(printed):
+    """They do not depend on the number of devices, steps or processes."""
+    page = pages.table("examples/guides/scaling_out.md", HEAD)
+    wanted, found = ([(split, *how) for split, _, *how, _, _ in lines] for lines in (page, printed))
+    assert found == wanted
