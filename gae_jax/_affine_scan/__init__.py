@@ -134,7 +134,6 @@ def not_split(scan: Scan, step: Step) -> Scan:
     does not. Before jax 0.12, `custom_jvp` is lost where the body varies, and a second derivative meets the bare
     kernel, which has no derivative. JAX does not look into a `cond` whose predicate varies.
     """
-
     if jax.__version_info__ >= (0, 12):
         return scan
 
