@@ -1,133 +1,328 @@
-"""`check_gae` names each planted mistake, and finds none in a right function."""
+"""`check_gae` says what a function of the user's makes wrong, and where; it finds nothing in a right function."""
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import peers
-from support.mutants import MUTANTS, load
 
 import gae_jax
-from gae_jax.testing import MISTAKES, cases, check_gae
+from gae_jax.testing import check_gae
+from gae_jax.testing._mistakes import cases
 
-NAN, UNKNOWN = "NaN leaks from unused data", "wrong, by no known mistake"
-TRUNCATION_WINS = "truncation wins where both flags are set"
-PLANTED = {  # by the mutants' names
-    "time_runs_forward": "time runs the wrong way",
-    "collected_in_reverse": "the result is in reverse",
-    "flag_of_the_step_before": "the flag of the step before",
-    "flag_of_the_step_after": "the flag of the step after",
-    "termination_ignored": "termination is ignored",
-    "truncation_as_termination": "truncation as termination",
-    "truncation_not_cut": "truncation does not cut",
-    "truncation_wins": TRUNCATION_WINS,
-    "truncation_bootstraps_from_its_own_state": "V(s_t) for V(final observation)",
-    "lambda_missing_on_the_first_hop": "λ is missing on the first hop",
-    "lambda_missing": "λ is missing",
-    "gamma_for_lambda": "γ for λ",
-    "gamma_missing": "γ is missing",
-    "bootstrap_missing": "the bootstrap value is missing",
-    "bootstrap_doubled": "the bootstrap value counts twice",
-    "zero_times_nan_at_the_end": NAN,
-}
+LEAK, UNKNOWN, MASKED = "NaN leaks from unused data", "wrong, by no known mistake", "masked rows are not 0"
+TARGETS = "the targets are not A + V"
 
 
 def right(**case):
-    return gae_jax.gae(**case).advantages
+    return np.asarray(gae_jax.gae(**case).advantages)
+
+
+def by_case(report):
+    return {verdict.case: verdict.mistake for verdict in report.verdicts}
 
 
 def mistakes(report):
-    return {verdict.mistake for verdict in report.verdicts} - {None}
+    return set(by_case(report).values()) - {None}
 
 
 @pytest.mark.versions
 def test_gae_is_right():
     report = check_gae(right)
     assert report.right
-    assert len(report.verdicts) == len(cases())
+    assert list(by_case(report)) == list(cases())
     assert str(report).count("right") == len(cases())
+    assert report.not_taken == ()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PLANTED)
-def test_names_the_planted_mistake(name, tmp_path):
-    [mutant] = [mutant for mutant in MUTANTS if mutant.name == name]
-    lib = load(mutant, tmp_path)
-    report = check_gae(lambda **case: lib.gae(**case, implementation="scan").advantages)
-    assert not report.right
-    assert PLANTED[name] in mistakes(report)
-    print(f"\n{name}\n{report}")
+# Functions as people have them.
 
 
-def plain(rewards, values, terminated, bootstrap_value, gamma, lambda_, own_values=False):
-    """The textbook form; it multiplies NaN by 0."""
-    next_values = values if own_values else jnp.concatenate([values[1:], bootstrap_value[None]])
-    deltas = rewards + gamma * jnp.where(terminated, 0, next_values) - values
-    discounts = gamma * lambda_ * (1 - jnp.float32(terminated))
-    return jax.lax.scan(
-        lambda a, row: (row[0] + row[1] * a,) * 2, 0 * bootstrap_value, (deltas, discounts), reverse=True
-    )[1]
+def classic_scan(rewards, values, flags, bootstrap_value, last_flag, gamma, lambda_, *, of_the_step_before):
+    """The scan of PureJaxRL's `ppo.py`, or of its `ppo_rnn.py`, where row t has the flag of the step before."""
 
+    def step(carry, row):
+        later, next_value, next_flag = carry
+        reward, value, flag = row
+        goes_on = 1 - (next_flag if of_the_step_before else flag)
+        later = reward + gamma * next_value * goes_on - value + gamma * lambda_ * goes_on * later
+        return (later, value, flag), later
 
-def test_names_the_value_of_the_same_state():
-    def wrong(rewards, values, terminated, bootstrap_value, gamma, lambda_):
-        return plain(rewards, values, terminated, bootstrap_value, gamma, lambda_, own_values=True)
-
-    assert "V(s_t) for V(s_{t+1})" in mistakes(check_gae(wrong))
-
-
-class Transition(NamedTuple):
-    done: jax.Array
-    value: jax.Array
-    reward: jax.Array
-
-
-def classic_scan(traj_batch, last_val, last_done, gamma, gae_lambda, *, recurrent):
-    """As PureJaxRL's `ppo.py` has it; in `ppo_rnn.py`, `done` is the flag of the step before."""
-
-    def step(carry, transition):
-        gae, next_value, next_done = carry
-        done, value, reward = transition
-        not_done = 1 - (next_done if recurrent else done)
-        delta = reward + gamma * next_value * not_done - value
-        gae = delta + gamma * gae_lambda * not_done * gae
-        return (gae, value, done), gae
-
-    init = jnp.zeros_like(last_val), last_val, last_done
-    _, advantages = jax.lax.scan(step, init, traj_batch, reverse=True)
-    return advantages, advantages + traj_batch.value
-
-
-def classic(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_, *, recurrent, stored):
-    """The adapter that its user writes."""
-    done = jnp.float32(terminated | truncated)
-    flags = done if stored == "own" else jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
-    batch = Transition(flags, values, rewards)
-    return classic_scan(batch, bootstrap_value, done[-1], gamma, lambda_, recurrent=recurrent)[0]
+    init = jnp.zeros_like(bootstrap_value), bootstrap_value, last_flag
+    return jax.lax.scan(step, init, (rewards, values, flags), reverse=True)[1]
 
 
 @pytest.mark.parametrize(
-    ("recurrent", "stored", "where_episodes_end", "at_time_limits"),
+    ("reads", "stored", "where_episodes_end", "at_time_limits"),
     [
-        (False, "own", None, "truncation as termination"),
-        (True, "of the step before", None, "truncation as termination"),
-        (False, "of the step before", "the flag of the step before", UNKNOWN),
-        (True, "own", "the flag of the step after", UNKNOWN),
+        ("own", "own", None, "truncation as termination"),
+        ("before", "before", None, "truncation as termination"),
+        ("own", "before", "the flag of the step before", "truncation as termination; the flag of the step before"),
+        ("before", "own", "the flag of the step after", "truncation as termination; the flag of the step after"),
     ],
 )
-def test_names_the_mistakes_of_the_classic_scan(recurrent, stored, where_episodes_end, at_time_limits):
-    report = check_gae(functools.partial(classic, recurrent=recurrent, stored=stored))
-    assert {verdict.case: verdict.mistake for verdict in report.verdicts} == {
+def test_classic_scan(reads, stored, where_episodes_end, at_time_limits):
+    def adapter(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
+        done = jnp.float32(terminated | truncated)
+        flags = done if stored == "own" else jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
+        return classic_scan(
+            rewards, values, flags, bootstrap_value, done[-1], gamma, lambda_, of_the_step_before=reads == "before"
+        )
+
+    report = check_gae(adapter)
+    assert by_case(report) == {
         "one piece of an episode": None,
         "episodes that end": where_episodes_end,
         "lambda_ = 0": where_episodes_end,
-        "NaN after the last episode": NAN,
+        "ends in the first and the last row": where_episodes_end or LEAK,
         "time limits, rows dropped": at_time_limits,
-        "both flags in one row": at_time_limits if where_episodes_end else None,
+        "both flags in one row": at_time_limits,
     }
+    assert "right with finite numbers" in str(report) or where_episodes_end
+
+
+def of_skrl(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
+    """The estimator of skrl in JAX: by default it does not read `truncated`; it returns the targets first."""
+    advantages, later, next_value = np.zeros_like(rewards), 0.0, bootstrap_value
+    for t in reversed(range(len(rewards))):
+        later = rewards[t] - values[t] + gamma * ~terminated[t] * (next_value + lambda_ * later)
+        advantages[t], next_value = later, values[t]
+    return advantages + values, (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def test_skrl_has_two_mistakes_and_returns_the_targets_first():
+    report = check_gae(of_skrl)
+    assert mistakes(report) == {"normalized", "truncation does not cut; normalized"}
+    assert "the function returns targets and advantages, in this order" in str(report).splitlines()
+
+
+def of_brax(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
+    losses = pytest.importorskip("brax.training.agents.ppo.losses")
+    arrays = map(jnp.asarray, (jnp.float32(truncated), jnp.float32(terminated), rewards, values, bootstrap_value))
+    return losses.compute_gae(*arrays, lambda_=lambda_, discount=gamma)
+
+
+def of_rlax(rewards, values, terminated, bootstrap_value, gamma, lambda_):
+    one_worker = pytest.importorskip("rlax").truncated_generalized_advantage_estimation
+    values = jnp.concatenate([values, bootstrap_value[None]])
+    return jax.vmap(one_worker, (1, 1, None, 1), 1)(
+        jnp.asarray(rewards), gamma * jnp.float32(~terminated), lambda_, values
+    )
+
+
+@pytest.mark.slow
+def test_rlax_is_right_and_the_advantages_of_brax_are_not():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert mistakes(check_gae(of_rlax)) == {LEAK}
+        report = check_gae(of_brax)
+    assert by_case(report)["episodes that end"] == "λ is missing on the first hop"
+    assert report.returns == ("targets", "advantages")
+    assert TARGETS not in str(report)  # its targets are those of GAE
+
+
+def of_tokens(token_rewards, values, response_mask, gamma, lam, *, skip, zeros=True):
+    """`[N, T]`, V(s_T) = 0. Skips masked tokens, or takes them for steps with reward and value 0."""
+    advantages, later, next_value = np.zeros_like(values), 0.0, 0.0
+    for t in reversed(range(values.shape[1])):
+        live = response_mask[:, t] | (not skip)
+        value = values[:, t] * response_mask[:, t]
+        a = token_rewards[:, t] * response_mask[:, t] + gamma * next_value - value + gamma * lam * later
+        later, next_value = np.where(live, a, later), np.where(live, value, next_value)
+        advantages[:, t] = a
+    return advantages * response_mask if zeros else advantages
+
+
+@pytest.mark.parametrize(("skip", "mistake"), [(True, LEAK), (False, "masked rows are steps with reward and value 0")])
+def test_token_level_estimators(skip, mistake):
+    """A product with the mask is right for padding at the end."""
+
+    def adapter(rewards, values, mask, gamma, lambda_, zeros=True):
+        return of_tokens(rewards, values, mask, gamma, lambda_, skip=skip, zeros=zeros)
+
+    report = check_gae(adapter, time_axis=1)
+    assert by_case(report) == {"responses, padding at the end": LEAK, "responses, a tool's tokens": mistake}
+    report = check_gae(functools.partial(adapter, zeros=False), time_axis=1)
+    assert by_case(report)["responses, a tool's tokens"] == (MASKED if skip else mistake)
+
+
+# What a report says.
+
+
+def test_locates_what_no_name_fits():
+    def half_a_value(**case):
+        return right(**case) - 0.5 * (case["truncated"] & ~case["terminated"] & case["mask"])
+
+    report = check_gae(half_a_value)
+    assert by_case(report)["time limits, values known"] == UNKNOWN
+    assert by_case(report)["episodes that end"] is None
+    [verdict] = [verdict for verdict in report.verdicts if verdict.case == "time limits, values known"]
+    np.testing.assert_array_equal(verdict.wrong, verdict.arguments["truncated"])
+    got, want = verdict.got[7, 2], verdict.want[7, 2]
+    assert want == pytest.approx(right(**verdict.arguments)[7, 2], rel=1e-5)
+    assert got == pytest.approx(want - 0.5, rel=1e-5)
+    place = f"t = 7, worker 2, truncated: got {got:.4g}, want {want:.4g}"
+    assert f"time limits, values known: 6 of 24 rows are wrong, all truncated. {place}" in str(report).splitlines()
+    assert "needs time_axis=1" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda a, c: a + 0.5 * c["terminated"] * c["mask"], ", all terminated. t = 6"),
+        (lambda a, c: a + 0.5 * c["mask"] * (np.arange(8) == 7)[:, None], ", all in row T-1. t = 7"),
+        (
+            lambda a, c: right(**c | {"rewards": c["rewards"] + c["terminated"]}),
+            ", all in or before a terminated row. t",
+        ),
+        (
+            lambda a, c: right(**c | {"rewards": c["rewards"] + (c["terminated"] | c["truncated"])}),
+            " rows are wrong. t",
+        ),
+        (lambda a, c: a + 0.5 * c["mask"], "24 of 24 rows are wrong. t = 7"),
+    ],
+)
+def test_says_which_kind_of_rows_is_wrong(change, kind):
+    report = check_gae(lambda **case: change(right(**case), case))
+    [where] = [verdict.where() for verdict in report.verdicts if verdict.case == "time limits, values known"]
+    assert kind in where
+    assert where in str(report).splitlines()
+
+
+def test_prefers_the_mistakes_that_explain_all_cases():
+    def forwards_without_gamma(rewards, values, terminated, bootstrap_value, gamma, lambda_):
+        goes_on = 1 - terminated
+        a = rewards + goes_on * np.concatenate([values[1:], bootstrap_value[None]]) - values
+        for t in range(1, len(a)):
+            a[t] += gamma * lambda_ * goes_on[t] * a[t - 1]
+        return a
+
+    verdicts = by_case(check_gae(forwards_without_gamma))
+    assert verdicts["episodes that end"] == "time runs the wrong way; γ is missing in the TD error"
+    assert verdicts["lambda_ = 0"] == "γ is missing in the TD error"  # as it would be if γ were missing everywhere
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize("over_masked_rows", [True, False])
+def test_names_all_ways_to_normalize(ddof, over_masked_rows):
+    def normalized(**case):
+        a, where = right(**case), case["mask"] | over_masked_rows
+        return (a - a.mean(where=where)) / (a.std(where=where, ddof=ddof) + 1e-5)
+
+    assert mistakes(check_gae(normalized)) == {"normalized"}
+
+
+def test_tries_two_mistakes_in_both_orders():
+    for wrong in (lambda a, v: gae_jax.normalize(a + v), lambda a, v: gae_jax.normalize(a) + v):
+        report = check_gae(lambda wrong=wrong, **case: wrong(right(**case), case["values"]))
+        assert mistakes(report) == {"the target, not the advantage; normalized"}
+
+
+def test_a_clipped_advantage_is_wrong_where_it_is_clipped():
+    report = check_gae(lambda **case: np.clip(right(**case), -1, 1))
+    assert mistakes(report) == {UNKNOWN}
+    for verdict in report.verdicts:
+        np.testing.assert_array_equal(verdict.wrong, np.abs(verdict.want) > 1)
+        assert verdict.difference == pytest.approx(np.abs(verdict.want).max() - 1, rel=1e-5)
+
+
+def multiplied(rewards, values, terminated, bootstrap_value, gamma, lambda_, *, last=True):
+    """The textbook form, which multiplies NaN by 0. Without `last` it does not read the flags of the last row."""
+    goes_on = 1.0 - terminated
+    goes_on[-1] = goes_on[-1] if last else 1
+    values = np.concatenate([values, bootstrap_value[None]])
+    deltas, later = rewards + gamma * goes_on * values[1:] - values[:-1], 0
+    for t in reversed(range(len(rewards))):
+        deltas[t] = later = deltas[t] + gamma * lambda_ * goes_on[t] * later
+    return deltas
+
+
+def test_a_leak_of_nan_is_told_last_and_hides_nothing():
+    report = check_gae(multiplied)
+    assert mistakes(report) == {LEAK}
+    assert "ends in the first and the last row  right with finite numbers  rounding" in str(report).splitlines()
+    leak, not_checked = str(report).splitlines()[-2:]
+    assert leak.startswith(f"{LEAK} (bootstrap_value): right with finite numbers")
+    assert not_checked.startswith("not checked")
+
+    report = check_gae(functools.partial(multiplied, last=False))
+    assert mistakes(report) == {"the flags of the last row are ignored"}
+    assert f"{LEAK} (bootstrap_value): wrong with finite numbers, too" in str(report).splitlines()
+
+
+@pytest.mark.parametrize("name", ["rewards", "values", "final_values", "bootstrap_value"])
+def test_names_the_arguments_that_leak(name):
+    def leaking(**case):
+        extra = np.sum(0 * case[name], axis=0) if name in case else 0
+        return right(**case) + extra
+
+    report = check_gae(leaking)
+    assert mistakes(report) == {LEAK}
+    assert {leaks for verdict in report.verdicts for leaks in verdict.leaks} == {name}
+    assert not report.right
+
+
+@pytest.mark.parametrize("x", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_are_no_leak_where_the_function_makes_them_itself(x):
+    for fn in (
+        lambda **case: np.where(case["rewards"] == case["rewards"][6, 1], x, right(**case)),
+        lambda **case: x + right(**case),
+    ):
+        report = check_gae(fn)
+        assert mistakes(report) == {"NaN or inf in the result"}
+        assert all(verdict.difference == np.inf for verdict in report.verdicts)
+        assert f": got {x}, want" in str(report)
+
+
+def test_masked_rows_must_be_0():
+    for wrong in (0.5, np.nan, "values"):
+        report = check_gae(lambda wrong=wrong, **case: np.where(case["mask"], right(**case), case.get(wrong, wrong)))
+        assert mistakes(report) == {MASKED}
+        assert not any(verdict.leaks for verdict in report.verdicts)
+    report = check_gae(lambda **case: right(**case | {"lambda_": 1.0}) + 0.5 * ~case["mask"])
+    assert mistakes(report) == {"λ is missing", f"λ is missing; {MASKED}"}
+
+
+# Advantages and targets.
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "returns"),
+    [
+        (lambda a, v: (a, a + v), None, "advantages and targets"),
+        (lambda a, v: [a + v, a], None, "targets and advantages"),
+        (lambda a, v: gae_jax.GAEOutput(a, a + v), None, "advantages and targets"),
+        (lambda a, v: (a, a - v), TARGETS, "advantages and targets"),
+        (lambda a, v: (a, a), TARGETS, "advantages and targets"),
+        (lambda a, v: (np.clip(a, -1, 1), np.clip(a, -1, 1) + v), UNKNOWN, "advantages and targets"),
+        (lambda a, v: (a + v, gae_jax.normalize(a)), "normalized", "targets and advantages"),
+        (
+            lambda a, v: (gae_jax.normalize(a), gae_jax.normalize(a) + 2 * v),
+            f"normalized; {TARGETS}",
+            "advantages and targets",
+        ),
+    ],
+)
+def test_takes_advantages_and_targets_in_either_order(change, named, returns):
+    report = check_gae(lambda **case: change(right(**case), case["values"]))
+    assert mistakes(report) == {named} - {None}
+    assert f"the function returns {returns}, in this order" in str(report).splitlines()
+    if named == TARGETS:
+        verdict = report.verdicts[0]
+        np.testing.assert_allclose(verdict.want, right(**verdict.arguments) + verdict.arguments["values"], rtol=1e-5)
+        assert f"{verdict.case}: {verdict.wrong.sum()} of 24 rows are wrong" in str(report)
+        assert not any(np.any(verdict.wrong & ~verdict.arguments["mask"]) for verdict in report.verdicts)
+
+
+# What is passed to the function.
+
+
+def test_passes_arrays_with_time_as_the_second_axis():
+    assert check_gae(lambda **case: gae_jax.gae(**case, time_axis=1), time_axis=1).right
+    report = check_gae(lambda **case: right(**case | {"lambda_": 1.0}, time_axis=1), time_axis=1)
+    assert mistakes(report) == {"λ is missing"}
+    with pytest.raises(ValueError, match="`time_axis` must be 0 or 1; got 2"):
+        check_gae(right, time_axis=2)
 
 
 def test_gives_required_arguments_where_they_change_nothing():
@@ -136,72 +331,26 @@ def test_gives_required_arguments_where_they_change_nothing():
 
     report = check_gae(strict)
     assert report.right
-    assert [verdict.case for verdict in report.verdicts] == [
-        name for name, case in cases().items() if "final_values" in case
-    ]
+    assert list(by_case(report)) == [name for name, case in cases().items() if "final_values" in case]
 
 
 def test_leaves_out_cases_with_arguments_that_the_function_does_not_take():
-    report = check_gae(plain)
-    assert [verdict.case for verdict in report.verdicts] == list(cases())[:4]
-    assert mistakes(report) <= {NAN}
+    report = check_gae(multiplied)
+    assert list(by_case(report)) == list(cases())[:4]
+    assert report.not_taken == ("truncated", "final_values", "mask")
+
+    def without_ends(rewards, values, bootstrap_value, gamma, lambda_, done=None):
+        return multiplied(rewards, values, np.zeros(rewards.shape, bool), bootstrap_value, gamma, lambda_)
+
+    report = check_gae(without_ends)
+    assert list(by_case(report)) == ["one piece of an episode"]
+    assert str(report).splitlines()[-1].endswith(" them: terminated, truncated, final_values, mask")
 
 
-@pytest.mark.parametrize(
-    ("wrong", "named"),
-    [
-        (lambda **x: right(**x | {"values": x["values"][::-1]}), UNKNOWN),
-        (lambda **x: right(**x) + x["values"], "the target, not the advantage"),
-        (lambda **x: gae_jax.normalize(right(**x)), "normalized"),
-        (lambda **x: right(**x | {"bootstrap_value": x["values"][-1]}), UNKNOWN),
-        (lambda **x: right(**x | {"mask": None}), "the mask is ignored"),
-        (lambda **x: right(**x) + np.float32(~x.get("mask", np.array(True))), "masked rows are not 0"),
-    ],
-)
-def test_names_other_mistakes(wrong, named):
-    report = check_gae(wrong)
-    assert named in mistakes(report)
-
-
-def of_rlax(rewards, values, terminated, bootstrap_value, gamma, lambda_):
-    values = np.concatenate([values, bootstrap_value[None]])
-    return peers.rlax_advantages(rewards, np.float32(gamma) * ~terminated, lambda_, values)
-
-
-def of_brax(which):
-    def fn(rewards, values, terminated, bootstrap_value, gamma, lambda_, truncated=None):
-        truncation = jnp.zeros_like(rewards) if truncated is None else jnp.float32(truncated)
-        vs, own = peers.brax_outputs(
-            truncation=truncation,
-            termination=jnp.float32(terminated),
-            rewards=rewards,
-            values=values,
-            bootstrap_value=bootstrap_value,
-            lambda_=lambda_,
-            discount=gamma,
-        )
-        return vs - values if which == "vs - values" else own
-
-    return fn
-
-
-@pytest.mark.slow
-def test_verdicts_on_rlax_and_brax():
-    """All of them multiply NaN by 0. Brax's trainer never sets both flags in one row."""
-    with peers.as_peers_want():
-        reports = {
-            "rlax": check_gae(of_rlax),
-            "Brax, vs - values": check_gae(of_brax("vs - values")),
-            "Brax, advantages": check_gae(of_brax("advantages")),
-        }
-    for name, report in reports.items():
-        print(f"\n{name}\n{report}")
-    named = {name: mistakes(report) for name, report in reports.items()}
-    assert named == {
-        "rlax": {NAN},
-        "Brax, vs - values": {NAN, TRUNCATION_WINS},
-        "Brax, advantages": {NAN, UNKNOWN, "λ is missing on the first hop"},
-    }
+def test_passes_all_arguments_to_a_function_with_some_names_and_rest():
+    report = check_gae(lambda rewards, gamma, **rest: right(rewards=rewards, gamma=gamma, **rest))
+    assert report.right
+    assert list(by_case(report)) == list(cases())
 
 
 def in_place(rewards, values, terminated, bootstrap_value, gamma, lambda_):
@@ -213,91 +362,40 @@ def in_place(rewards, values, terminated, bootstrap_value, gamma, lambda_):
     return rewards
 
 
-def test_names_the_arguments_that_the_function_does_not_take():
-    def without_ends(rewards, values, bootstrap_value, gamma, lambda_, done=None):
-        ends = np.zeros(rewards.shape, bool)
-        return right(
-            rewards=rewards,
-            values=values,
-            terminated=ends,
-            gamma=gamma,
-            lambda_=lambda_,
-            bootstrap_value=bootstrap_value,
-        )
-
-    report = check_gae(without_ends)
-    assert [verdict.case for verdict in report.verdicts] == ["one piece of an episode"]
-    assert str(report).splitlines()[-1].endswith(" them: terminated, truncated, final_values, mask")
-    assert check_gae(right).not_taken == ()
-
-
 def test_the_function_may_write_into_its_arguments():
+    before = {name: {k: np.copy(x) for k, x in case.items()} for name, case in cases().items()}
     assert check_gae(in_place).right
+    report = check_gae(in_place)
+    assert report.right
+    for verdict in report.verdicts:
+        for name, x in verdict.arguments.items():
+            np.testing.assert_array_equal(x, before[verdict.case][name])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
-def test_tolerance_depends_on_the_dtype_of_the_result(dtype):
-    def narrow(fn):
-        return lambda **case: jnp.asarray(fn(**case), dtype)
+def test_tolerance_depends_on_the_dtype_of_the_result():
+    def off(by, dtype):
+        return lambda **case: (np.asarray(right(**case), np.float64) + by).astype(dtype) * case["mask"]
 
-    def all_narrow(**case):
-        return right(**{k: jnp.asarray(x, dtype) if x.dtype == np.float32 else x for k, x in case.items()})
-
-    assert check_gae(narrow(right)).right
-    assert check_gae(lambda **case: all_narrow(**{k: np.asarray(x) for k, x in case.items()})).right
-    assert not check_gae(narrow(right), tolerance=1e-4).right
-    assert not check_gae(lambda **case: right(**case) + 0.01).right
-    for mistake, make in MISTAKES.items():
-        report = check_gae(narrow(lambda make=make, **case: make(case)))
-        assert mistake in mistakes(report), f"{mistake}\n{report}"
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_names_every_mistake(mistake):
-    report = check_gae(lambda **case: MISTAKES[mistake](case))
-    assert mistakes(report) - {NAN, "masked rows are not 0"} == {mistake}
+    for dtype, tolerance in (
+        (np.float32, 1e-4),
+        (np.float64, 1e-4),
+        (jnp.float16, 8 * 2**-10),
+        (jnp.bfloat16, 8 * 2**-7),
+    ):
+        assert check_gae(off(0.5 * tolerance, dtype)).right
+        assert not check_gae(off(1.5 * tolerance, dtype)).right
+    assert not check_gae(off(5e-5, np.float32), tolerance=1e-5).right
+    report = check_gae(off(5e-4, np.float32), tolerance=1e-3)
+    assert report.right
+    assert not any(verdict.wrong.any() for verdict in report.verdicts)
 
 
-def token_level(token_rewards, values, response_mask, gamma, lam, skip):
-    """NumPy, batch-major, V(s_T) = 0. Skips masked tokens, or takes them for steps with reward and value 0."""
-    advantages, later, next_value = np.zeros_like(values), 0.0, 0.0
-    rewards = token_rewards * response_mask
-    for t in reversed(range(values.shape[1])):
-        live = response_mask[:, t] | (not skip)
-        value = values[:, t] * response_mask[:, t]
-        a = rewards[:, t] + gamma * next_value - value + gamma * lam * later
-        later, next_value = np.where(live, a, later), np.where(live, value, next_value)
-        advantages[:, t] = a
-    return advantages
-
-
-@pytest.mark.parametrize(("skip", "mistake"), [(True, None), (False, "masked rows are steps with reward and value 0")])
-def test_token_level_estimators(skip, mistake):
-    def adapter(rewards, values, mask, gamma, lambda_):
-        return token_level(rewards.T, values.T, mask.T, gamma, lambda_, skip).T * mask
-
-    [verdict] = check_gae(adapter).verdicts
-    assert verdict.case == "responses, V(s_T) = 0"
-    assert verdict.mistake == mistake
-
-    def without_zeros(rewards, values, mask, gamma, lambda_):
-        return token_level(rewards.T, values.T, mask.T, gamma, lambda_, skip).T
-
-    [verdict] = check_gae(without_zeros).verdicts
-    assert verdict.mistake == (mistake or "masked rows are not 0")
-
-
-@pytest.mark.parametrize("x", [np.nan, np.inf, -np.inf])
-def test_nan_and_inf_are_no_leak_where_the_function_makes_them_itself(x):
-    for fn in (lambda **case: right(**case).at[0, 0].set(x), lambda **case: x + right(**case)):
-        report = check_gae(fn)
-        assert mistakes(report) == {"NaN or inf in the result"}
-        assert not report.right
-
-
-def test_nan_in_masked_rows_alone_is_no_leak():
-    report = check_gae(lambda **case: jnp.where(case["mask"], right(**case), np.nan))
-    assert mistakes(report) == {"masked rows are not 0"}
+@pytest.mark.parametrize("tolerance", [float("nan"), -1, np.inf])
+def test_refuses_tolerances_that_are_none(tolerance):
+    with pytest.raises(ValueError, match=f"`tolerance` must be (at least 0|finite); got {tolerance}"):
+        check_gae(right, tolerance=tolerance)
+    with pytest.raises(TypeError, match="`tolerance` must be a number"):
+        check_gae(right, tolerance=str(tolerance))  # type: ignore[arg-type]
 
 
 def by_position(rewards, values, /, terminated, bootstrap_value, gamma, lambda_): ...
@@ -326,33 +424,23 @@ def test_says_what_the_function_must_take(fn, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            lambda x: (x, x),
-            r"one array, the advantages; got tuple of 2 items: pass an adapter that returns one of them",
-        ),
-        (lambda x: gae_jax.GAEOutput(x, x), r"one array, the advantages; got GAEOutput of 2 items"),
+        (lambda x: (x, x, x), "advantages, or advantages and targets; got 3 items"),
         (lambda x: None, "floating-point numbers of 16 bits or more; got NoneType$"),
         (lambda x: {"advantages": x}, "floating-point numbers of 16 bits or more; got dict$"),
         (lambda x: x.astype(jnp.complex64), "floating-point numbers of 16 bits or more; got dtype complex64$"),
         (lambda x: x.astype(jnp.float8_e4m3fn), "floating-point numbers of 16 bits or more; got dtype float8_e4m3fn$"),
-        (lambda x: x.astype(jnp.int32), "floating-point numbers of 16 bits or more; got dtype int32$"),
+        (lambda x: (x, x.astype(jnp.int32)), "floating-point numbers of 16 bits or more; got dtype int32$"),
     ],
 )
-def test_refuses_results_that_are_no_array_of_floats(change, words):
+def test_refuses_results_that_are_no_arrays_of_floats(change, words):
     with pytest.raises(TypeError, match=f"the function must return {words}"):
         check_gae(lambda **case: change(right(**case)))
 
 
 def test_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"must return advantages of shape \(8, 3\), \[T, N\]; got \(3,\)$"):
+    with pytest.raises(ValueError, match=r"must return arrays of shape \(8, 3\), \[T, N\]; got \(3,\)$"):
         check_gae(lambda **case: case["bootstrap_value"])
     with pytest.raises(ValueError, match=r"got \(3, 8\)\. Time and batch look swapped: transpose it"):
         check_gae(lambda **case: right(**case).T)
-
-
-@pytest.mark.parametrize("tolerance", [float("nan"), -1, np.inf])
-def test_refuses_tolerances_that_are_none(tolerance):
-    with pytest.raises(ValueError, match=f"`tolerance` must be (at least 0|finite); got {tolerance}"):
-        check_gae(right, tolerance=tolerance)
-    with pytest.raises(TypeError, match="`tolerance` must be a number"):
-        check_gae(right, tolerance=str(tolerance))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"must return arrays of shape \(3, 8\), \[N, T\]; got \(8, 3\)"):
+        check_gae(lambda **case: right(**case | {"time_axis": 1}).T, time_axis=1)

@@ -4,7 +4,3 @@ from gae_jax.testing._check_gae import Report as Report
 from gae_jax.testing._check_gae import Verdict as Verdict
 from gae_jax.testing._check_gae import check_gae as check_gae
 from gae_jax.testing._check_rollout import check_rollout as check_rollout
-from gae_jax.testing._mistakes import MISTAKES as MISTAKES
-from gae_jax.testing._mistakes import Case as Case
-from gae_jax.testing._mistakes import advantages as advantages
-from gae_jax.testing._mistakes import cases as cases

@@ -3,47 +3,88 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from gae_jax._arguments import as_number
-from gae_jax.testing._mistakes import MISTAKES, Case, advantages, cases
+from gae_jax.testing._mistakes import ADVICE, Case, cases, known_answers
 
 ALWAYS = ("rewards", "values", "gamma", "lambda_")  # the other arguments are passed where the function takes them
+UNKNOWN, NOT_FINITE = "wrong, by no known mistake", "NaN or inf in the result"
+MASKED, TARGETS, LEAK = "masked rows are not 0", "the targets are not A + V", "NaN leaks from unused data"
+WHAT_TO_DO = ADVICE | {
+    UNKNOWN: "compare `got` and `want` in the verdict; a function of arrays [N, T] needs time_axis=1",
+    MASKED: "a masked row is no sample: set its advantage to 0",
+    TARGETS: "add the values to the advantages, before those are standardized",
+}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Verdict:
-    """The verdict on one case."""
+    """The verdict on one case. All arrays are `[T, N]`."""
 
     case: str
-    mistake: str | None  # None: the advantages are right
-    difference: float  # the largest difference between an advantage and the reference
+    mistake: str | None  # the names of the mistakes, joined by "; "; None: no mistake
+    difference: float  # the largest difference from the reference
+    arguments: Case  # of the case, by the names of `gae`
+    got: np.ndarray  # the advantages; or the targets, if only the targets are wrong
+    want: np.ndarray
+    wrong: np.ndarray  # where `got` differs from `want` by more than the tolerance
+    leaks: tuple[str, ...]  # the arguments whose unused entries reach the result if they are NaN
+
+    def where(self) -> str:
+        """Returns the kind of rows that are wrong, and the last of them in time, where a recursion errs first."""
+        case, rows = self.arguments, np.arange(len(self.wrong))[:, None]
+        flags = {"terminated": case["terminated"], "truncated": case["truncated"], "masked": ~case["mask"]}
+        before = {f"in or before a {name} row": flag.copy() for name, flag in flags.items()}
+        for t in reversed(range(len(rows) - 1)):
+            for flag in before.values():
+                flag[t] |= flag[t + 1] & ~(case["terminated"] | case["truncated"])[t]
+        kinds = flags | {"in row T-1": rows == len(rows) - 1} | before
+        kind = [f", all {name}" for name, flag in kinds.items() if not np.any(self.wrong & ~flag)][:1]
+        t, worker = np.argwhere(self.wrong)[-1].tolist()
+        place = ", ".join([f"t = {t}", f"worker {worker}", *(name for name, flag in flags.items() if flag[t, worker])])
+        numbers = f"got {self.got[t, worker]:.4g}, want {self.want[t, worker]:.4g}"
+        return f"{self.case}: {self.wrong.sum()} of {self.wrong.size} rows are wrong{''.join(kind)}. {place}: {numbers}"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Report:
     """The verdicts on the cases; prints as a table."""
 
     verdicts: tuple[Verdict, ...]
     not_taken: tuple[str, ...]  # arguments that the function does not take: cases that depend on them are left out
+    returns: tuple[str, ...]  # "advantages", or in the order of the function "advantages" and "targets"
 
     @property
     def right(self) -> bool:
-        """Whether the function is right in all cases that were not left out."""
+        """Whether the function is right in all cases that were not left out, also if unused entries are NaN."""
         return all(verdict.mistake is None for verdict in self.verdicts)
 
     def __str__(self) -> str:
-        """Returns the table."""
+        """Returns the table, where the unknown mistakes are, what to do, and what is to be known beside."""
+        rounding = {None: "right", LEAK: "right with finite numbers"}
         rows = [("case", "verdict", "largest difference")]
-        rows += [
-            (v.case, v.mistake or "right", f"{v.difference:.1e}" if v.mistake else "rounding") for v in self.verdicts
-        ]
+        for v in self.verdicts:
+            size = "rounding" if v.mistake in rounding else f"{v.difference:.1e}"
+            rows.append((v.case, rounding.get(v.mistake) or str(v.mistake), size))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(x.ljust(n) for x, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+        named = [(v, name) for v in self.verdicts if v.mistake for name in v.mistake.split("; ")]
+        lines += [v.where() for v, name in named if name in (UNKNOWN, NOT_FINITE) or v.mistake == TARGETS]
+        lines += dict.fromkeys(f"{name}: {WHAT_TO_DO[name]}" for _, name in named if name in WHAT_TO_DO)
+        if len(self.returns) == 2:
+            lines.append(f"the function returns {' and '.join(self.returns)}, in this order")
+        harmless = dict.fromkeys(name for v in self.verdicts if v.mistake == LEAK for name in v.leaks)
+        harmful = dict.fromkeys(name for v in self.verdicts for name in v.leaks if name not in harmless)
+        if harmful:
+            lines.append(f"{LEAK} ({', '.join(harmful)}): wrong with finite numbers, too")
+        if harmless:
+            cure = "where() stops NaN, a product with 0 does not"
+            lines.append(f"{LEAK} ({', '.join(harmless)}): right with finite numbers; {cure}")
         if self.not_taken:
             lines.append(f"not checked, since the function does not take them: {', '.join(self.not_taken)}")
         return "\n".join(lines)
@@ -51,136 +92,171 @@ class Report:
     __repr__ = __str__
 
 
-def check_gae(fn: Callable[..., Any], *, tolerance: float | None = None) -> Report:
-    """Runs a function that estimates advantages on small rollouts, and names the mistakes that it makes.
+def check_gae(fn: Callable[..., Any], *, tolerance: float | None = None, time_axis: int = 0) -> Report:
+    """Runs a function that estimates advantages on small rollouts, names its mistakes, and shows where it is wrong.
 
         δ_t = r_t + γ V(s_{t+1}) - V(s_t)
         A_t = δ_t + γ λ A_{t+1}
 
-    Each rollout has T transitions of N workers. The advantages are compared with a loop in float64 NumPy, and then with
-    the results of known mistakes.
+    Each rollout has T transitions of N workers. The advantages are compared with a loop in float64 NumPy, then with the
+    results of known mistakes, then with the results of two known mistakes at once.
 
     Args:
-      fn: a function that is called with NumPy arrays by name, and returns the advantages `[T, N]`, 0 in masked rows.
-        The names are the names of `gae`: rewards, values, terminated, truncated, final_values, mask (`[T, N]`),
-        bootstrap_value (`[N]`), gamma and lambda_ (numbers). The function must take rewards, values, gamma,
-        lambda_, and bootstrap_value or mask. A case is left out if its result depends on an argument that the function
-        does not take. Without final_values, truncated rows are dropped: their advantage is 0. A function with other
-        names or another layout needs an adapter, as below.
-      tolerance: the largest difference of an advantage that counts as rounding. The default depends on the dtype of the
-        result: 1e-4 in float32 and float64, 0.008 in float16 and 0.06 in bfloat16 (8 times the dtype's epsilon).
+      fn: a function that is called with NumPy arrays by name, and returns the advantages `[T, N]`, 0 in masked rows; or
+        advantages and targets, in any order. The names are the names of `gae`: rewards, values, terminated, truncated,
+        final_values, mask (`[T, N]`), bootstrap_value (`[N]`), gamma and lambda_ (numbers). The function must take
+        rewards, values, gamma, lambda_, and bootstrap_value or mask. A case is left out if its result depends on an
+        argument that the function does not take. Without final_values, truncated rows are dropped: their advantage is
+        0. A function with other names needs an adapter.
+      tolerance: the largest difference that counts as rounding. The default depends on the dtype of the result: 1e-4 in
+        float32 and float64, 0.008 in float16 and 0.06 in bfloat16 (8 times the dtype's epsilon).
+      time_axis: 0, or 1 for a function of arrays `[N, T]`.
 
     Returns:
-      A report with `right` and `verdicts`, which prints as a table. Read the table from the top: a function with two
-      mistakes makes one of them alone in some row. "NaN leaks from unused data" is a row where an entry that counts
-      for nothing is NaN, as V(s_T) after an episode that ended: `next_value * (1 - done)` keeps the NaN, and
-      `where(done, 0, next_value)` does not. The leak does no harm while all values are finite.
+      A report with `right` and `verdicts`, which prints as a table with advice. Unused entries, as V(s_T) after an end
+      in row T-1, are tried as NaN, too: "NaN leaks from unused data" is harmless where the result is right with finite
+      numbers, and all numbers are finite.
 
     Raises:
-      TypeError: the function lacks an argument, requires other arguments, or does not return one array of
+      TypeError: the function lacks an argument, requires other arguments, or does not return one or two arrays of
         floating-point numbers of 16 bits or more.
-      ValueError: the function returns another shape than `[T, N]`; or tolerance is negative or not finite.
+      ValueError: the function returns another shape than `[T, N]`; tolerance is negative or not finite; or time_axis is
+        not 0 or 1.
 
-    >>> import jax.numpy as jnp
+    >>> from gae_jax import gae
     >>> def mine(rewards, values, terminated, bootstrap_value, gamma, lambda_):
-    ...     advantages, later, next_value = [], 0.0, bootstrap_value
-    ...     for r, v, end in zip(rewards[::-1], values[::-1], terminated[::-1]):
-    ...         later = r + gamma * next_value * (1 - end) - v + gamma * lambda_ * (1 - end) * later
-    ...         next_value = v
-    ...         advantages.append(later)
-    ...     return jnp.stack(advantages)  # the last row comes first
+    ...     return gae(rewards, values, terminated, bootstrap_value=0 * bootstrap_value, gamma=1.0, lambda_=lambda_)
     >>> print(check_gae(mine))
-    case                        verdict                     largest difference
-    one piece of an episode     the result is in reverse    3.6e+00
-    episodes that end           the result is in reverse    3.6e+00
-    lambda_ = 0                 the result is in reverse    4.0e+00
-    NaN after the last episode  NaN leaks from unused data  inf
+    case                                verdict                                       largest difference
+    one piece of an episode             the bootstrap value is missing; γ is missing  1.1e+00
+    episodes that end                   the bootstrap value is missing; γ is missing  1.1e+00
+    lambda_ = 0                         the bootstrap value is missing; γ is missing  1.1e+00
+    ends in the first and the last row  the bootstrap value is missing; γ is missing  5.9e-01
+    the bootstrap value is missing: row t bootstraps from the value of row t+1, and row T-1 from V(s_T)
+    γ is missing: A_t is δ_t + γ λ A_{t+1}, and δ_t is r_t + γ V(s_{t+1}) - V(s_t)
+    the function returns advantages and targets, in this order
     not checked, since the function does not take them: truncated, final_values, mask
-
-    A token-level estimator takes `[N, T]` arrays and a response mask, and V(s_T) is 0. Its adapter, for an example that
-    multiplies by the mask where it should skip:
-
-    >>> from gae_jax import GAE
-    >>> def token_level(token_rewards, values, response_mask, gamma, lam):
-    ...     rewards, values = token_rewards * response_mask, values * response_mask
-    ...     done = jnp.zeros(rewards.shape, bool)
-    ...     return GAE(*rewards.shape, gamma, lam)(done, rewards, jnp.pad(values, [(0, 0), (0, 1)]))
-    >>> def adapter(rewards, values, mask, gamma, lambda_):
-    ...     return jnp.where(mask, token_level(rewards.T, values.T, mask.T, gamma, lambda_).T, 0)
-    >>> print(check_gae(adapter))
-    case                   verdict                                        largest difference
-    responses, V(s_T) = 0  masked rows are steps with reward and value 0  5.0e-01
-    not checked, since the function does not take them: bootstrap_value, terminated, truncated, final_values
     """
     if tolerance is not None and as_number("tolerance", tolerance) == np.inf:
         raise ValueError(f"`tolerance` must be finite; got {tolerance}")
-    signature = inspect.signature(fn)
+    if time_axis not in (0, 1):
+        raise ValueError(f"`time_axis` must be 0 or 1; got {time_axis}")
+    names, not_taken = _arguments(fn)
+    outputs = [_call(fn, time_axis, taken, cases()[name]) for name, taken in names.items()]
+    if tolerance is None:
+        tolerance = max(1e-4, 8 * float(jnp.finfo(outputs[0][0].dtype).eps))
+    chosen = [i for i, name in enumerate(cases()) if name in names]
+    live = np.stack([cases()[name]["mask"] for name in names], axis=1)
+    results = np.array(outputs, np.float64).transpose(1, 2, 0, 3)  # advantages, or also targets: [1 or 2, T, C, N]
+    with np.errstate(all="ignore"):  # a result may be constant or NaN
+        similar = [np.corrcoef(x[live], known_answers(0)[1][0][:, chosen][live])[0, 1] for x in results]
+    first = int(len(results) == 2 and similar[1] > similar[0])  # the place of the advantages
+    explained = _explanations(results[first], live, chosen, tolerance)
+    verdicts = []
+    for c, (name, taken) in enumerate(names.items()):
+        run = functools.partial(_call, fn, time_axis, taken)
+        leaks = _leaks(run, first, cases()[name], taken, results[first][:, c])
+        verdicts.append(_verdict(name, np.roll(results[:, :, c], first, axis=0), explained[c], leaks, tolerance))
+    pair = ("advantages", "targets")[: len(results)]
+    return Report(tuple(verdicts), not_taken, pair[::-1] if first else pair)
+
+
+def _arguments(fn: Callable[..., Any]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Returns the arguments to pass in each case that the function has the arguments for, and those that it lacks."""
+    signature, names, misfits, not_taken = inspect.signature(fn), {}, [], {}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    verdicts, misfits, not_taken = [], [], {}
     for name, case in cases().items():
         taken = [k for k in case if takes_all or k in signature.parameters]
-        needed = [k for k, x in case.items() if _is_needed(k, x) and k not in taken]
+        # An argument makes a difference if a row is masked, a flag is set, or a value is not 0.
+        needed = [k for k, x in case.items() if (k in ALWAYS or np.any(x != (k == "mask"))) and k not in taken]
         not_taken |= dict.fromkeys(needed)
-        names = [*taken, *needed]
         try:
-            signature.bind(**dict.fromkeys(names))
+            signature.bind(**dict.fromkeys([*taken, *needed]))
         except TypeError as misfit:
             misfits.append(misfit)
         else:
-            verdicts.append(_verdict(name, case, functools.partial(_call, fn, names), tolerance))
-    if not verdicts:
+            names[name] = [*taken, *needed]
+    if not names:
         raise TypeError(
             f"check_gae cannot call the function: {misfits[0]}. It passes, by name, {', '.join(ALWAYS)}, "
             "bootstrap_value and, where taken, terminated, truncated, final_values, mask. Pass an adapter that takes "
             "these names"
         )
-    return Report(tuple(verdicts), tuple(not_taken))
+    return names, tuple(not_taken)
 
 
-def _is_needed(name: str, x: Any) -> bool:
-    """Whether the argument makes a difference: a row where the mask is False, a flag that is set, a value."""
-    return name in ALWAYS or bool(np.any(x != (name == "mask")))
-
-
-def _call(fn: Callable[..., Any], names: Collection[str], case: Case) -> np.ndarray:
-    """Returns the result of the function, if it can be advantages."""
+def _call(fn: Callable[..., Any], time_axis: int, names: Sequence[str], case: Case) -> list[np.ndarray]:
+    """Returns the advantages, or the advantages and the targets, in the order of the function, as arrays `[T, N]`."""
+    turned = np.transpose if time_axis else np.asarray
     # The function may write into its arguments.
-    result = fn(**{name: np.copy(x) if np.ndim(x) else x for name, x in case.items() if name in names})
-    if isinstance(result, tuple):
-        got = f"{type(result).__name__} of {len(result)} items: pass an adapter that returns one of them"
-        raise TypeError(f"the function must return one array, the advantages; got {got}")
-    array, shape = np.asarray(result), case["rewards"].shape
-    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
-        got = type(result).__name__ if array.dtype == object else f"dtype {array.dtype}"
-        raise TypeError(f"the function must return floating-point numbers of 16 bits or more; got {got}")
-    if array.shape != shape:
-        guess = ". Time and batch look swapped: transpose it" if array.shape == shape[::-1] else ""
-        raise ValueError(f"the function must return advantages of shape {shape}, [T, N]; got {array.shape}{guess}")
-    return array
+    result = fn(**{name: turned(case[name]).copy() if np.ndim(case[name]) else case[name] for name in names})
+    is_pair = isinstance(result, tuple | list) and len(result) == 2
+    if isinstance(result, tuple) and not is_pair:
+        raise TypeError(f"the function must return advantages, or advantages and targets; got {len(result)} items")
+    arrays, want = [np.asarray(x) for x in (result if is_pair else [result])], turned(case["rewards"]).shape
+    for x in arrays:
+        if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize < 2:
+            got = type(x.item()).__name__ if x.dtype == object and x.ndim == 0 else f"dtype {x.dtype}"
+            raise TypeError(f"the function must return floating-point numbers of 16 bits or more; got {got}")
+        if x.shape != want:
+            guess = ". Time and batch look swapped: transpose it" if x.shape == want[::-1] else ""
+            axes = "[N, T]" if time_axis else "[T, N]"
+            raise ValueError(f"the function must return arrays of shape {want}, {axes}; got {x.shape}{guess}")
+    return [turned(x) for x in arrays]
 
 
-def _verdict(name: str, case: Case, call: Callable[[Case], np.ndarray], tolerance: float | None) -> Verdict:
-    want, result, live = advantages(**case), call(case), case["mask"]
-    if tolerance is None:
-        tolerance = max(1e-4, 8 * float(jnp.finfo(result.dtype).eps))
-    got = result.astype(np.float64)
-    difference = _distance(got, want)
-    if difference <= tolerance:
-        return Verdict(name, None, difference)
-    if _distance(got, want, live) <= tolerance:
-        return Verdict(name, "masked rows are not 0", difference)
-    if not np.isfinite(got).all():
-        without_nan = call({name: np.nan_to_num(x) if np.ndim(x) else x for name, x in case.items()})
-        leaks = np.isfinite(without_nan).all()
-        return Verdict(name, "NaN leaks from unused data" if leaks else "NaN or inf in the result", difference)
-    for mistake, make in MISTAKES.items():
-        answer = make(case)
-        if _distance(answer, want, live) > tolerance >= _distance(got, answer, live):
-            return Verdict(name, mistake, difference)
-    return Verdict(name, "wrong, by no known mistake", difference)
+Explanation = tuple[tuple[str, ...], np.ndarray]  # the names of mistakes, and their answer `[T, N]`
 
 
-def _distance(x: np.ndarray, y: np.ndarray, where: Any = True) -> float:
-    """The largest difference, infinite where a number is not finite."""
-    largest = float(np.abs(np.where(where, x - y, 0)).max())
-    return largest if np.isfinite(largest) else np.inf
+def _explanations(got: np.ndarray, live: np.ndarray, chosen: list[int], tolerance: float) -> list[Explanation | None]:
+    """Returns for each case the mistakes that explain the result; if possible, all are from one set of mistakes."""
+    names, answers, fits = [], np.zeros((0, *got.shape)), np.zeros((0, len(chosen)), bool)
+    for size in (0, 1, 2):
+        more = known_answers(size)[1][:, :, chosen]
+        names, answers = names + known_answers(size)[0], np.concatenate([answers, more])
+        fits = np.concatenate([fits, np.abs(np.where(live, more - got, 0)).max(axis=(1, 3)) <= tolerance])
+        if fits.all(axis=1).any():
+            break
+    best = names[np.argmax(fits.sum(axis=1))]  # the first of those that explain most cases: it has the fewest mistakes
+    ranked = sorted(range(len(names)), key=lambda h: (not {*names[h]} <= {*best}, len(names[h])))
+    found = [next((h for h in ranked if fits[h, c]), None) for c in range(len(chosen))]
+    return [None if h is None else (names[h], answers[h, :, c]) for c, h in enumerate(found)]
+
+
+def _leaks(
+    run: Callable[[Case], list[np.ndarray]], first: int, case: Case, names: Sequence[str], got: np.ndarray
+) -> tuple[str, ...]:
+    """Returns the arguments that make the advantages NaN if their unused entries are NaN."""
+    masked, cut, ends = ~case["mask"], case["truncated"] & ~case["terminated"], case["terminated"] | case["truncated"]
+    last = np.array([flags[live][-1] for flags, live in zip(ends.T, case["mask"].T, strict=True)])
+    unused = {"rewards": masked, "values": masked, "final_values": masked | ~cut, "bootstrap_value": last}
+    unused = {name: rows for name, rows in unused.items() if name in names and rows.any()}
+    read = np.isfinite(got) & (case["mask"] | (got == 0))
+
+    def leaks(*arguments: str) -> bool:
+        nan = {name: np.where(unused[name], np.float32(np.nan), case[name]) for name in arguments}
+        return not np.isfinite(run(case | nan)[first][read]).all()
+
+    return tuple(name for name in unused if len(unused) == 1 or leaks(name)) if unused and leaks(*unused) else ()
+
+
+def _verdict(
+    name: str, results: np.ndarray, explanation: Explanation | None, leaks: tuple[str, ...], tolerance: float
+) -> Verdict:
+    """Returns the verdict on the advantages and, if there are any, the targets."""
+    case, i = cases()[name], list(cases()).index(name)
+    got, want, live = results[0], known_answers(0)[1][0, :, i], case["mask"]
+    mistakes, answer = explanation or ((UNKNOWN if np.isfinite(got[live]).all() else NOT_FINITE,), got)
+    if not np.any(answer[~live]) and not np.all(np.abs(got[~live]) <= tolerance):
+        mistakes += (MASKED,)
+    # The targets may be made of the right advantages, or before another mistake.
+    bases = [got, want, *(a[:, i] for names, a in zip(*known_answers(1), strict=True) if names[0] in mistakes)]
+    targets = results[-1] - case["values"]
+    if len(results) == 2 and not any(np.all(np.abs(targets - a)[live] <= tolerance) for a in bases):
+        mistakes += (TARGETS,)
+    if mistakes == (TARGETS,):
+        got, want = np.where(live, results[1], case["values"]), want + case["values"]
+    difference = np.abs(got - want)
+    largest = float(np.where(np.isnan(difference), np.inf, difference).max())
+    mistake = "; ".join(mistakes or (LEAK,) * bool(leaks)) or None
+    return Verdict(name, mistake, largest, case, got, want, ~(difference <= tolerance), leaks)
