@@ -33,7 +33,6 @@ EVALUATIONS, ITERATIONS_BETWEEN = 16, 4  # in all 64 iterations: 131,072 steps
 GAMMA, LAMBDA, CLIP, LEARNING_RATE, VALUE_WEIGHT, MAX_GRAD_NORM = 0.99, 0.95, 0.2, 1e-3, 0.5, 0.5
 VALUE_SCALE = 10.0  # the value network's output counts in units of so many steps
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The bugs. Each takes the arguments of `gae` by name, and returns advantages.
 
 
@@ -108,7 +107,6 @@ def with_lambda(lambda_: float) -> Callable[..., Array]:
     return lambda **case: right(**case | {"lambda_": lambda_})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The orders. Each takes a random key and the right advantages, `[STEPS, ENVS]`, and moves advantages to other rows.
 
 
@@ -157,7 +155,6 @@ TRAINED["reverse for the policy only"] = right, reversed_in_time, in_order
 TRAINED["reverse for the critic only"] = right, in_order, reversed_in_time
 TRAINED |= {f"λ = {lambda_:g}": (with_lambda(lambda_), in_order, in_order) for lambda_ in SWEEP}
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The task.
 
 
@@ -179,7 +176,6 @@ def push(state: Array, action: Array) -> tuple[Array, Array]:
     return state, (jnp.abs(state[0]) > 2.4) | (jnp.abs(state[2]) > 0.2095)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The agent.
 
 
@@ -317,17 +313,10 @@ def untrained(policy_key: Array, value_key: Array, env_key: Array) -> Any:
 
 
 def train(estimate: Any, policy_order: Any, critic_order: Any, key: Array) -> tuple[Array, Array]:
-    """Trains one agent.
+    """Trains one agent, with one of BUGS and orders for the policy's loss and for the critic's targets.
 
-    Args:
-      estimate: one of BUGS.
-      policy_order: `in_order`, `reversed_in_time`, or one of ORDERS, for the advantages of the policy's loss.
-      critic_order: the same for the advantages in the critic's targets.
-      key: decides all that is random.
-
-    Returns:
-      The evaluations, `[EVALUATIONS + 1]`, the first one before training; and the mean length of the episodes of
-      training between them, `[EVALUATIONS]`.
+    Returns the evaluations, `[EVALUATIONS + 1]`, the first one before training, and the mean length of the episodes of
+    training between them, `[EVALUATIONS]`.
     """
     *start_keys, train_key, eval_key = jax.random.split(key, 5)
     state = untrained(*start_keys)
@@ -394,9 +383,13 @@ def main() -> None:
     if options.draw is None:
         write_results(options.out, options.seeds)
     else:
-        record = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-        gae_figures.same_curve_worse_agent(record).savefig(options.draw, format="png")
+        gae_figures.same_curve_worse_agent(read_results()).savefig(options.draw, format="png")
         print(f"wrote {options.draw}")
+
+
+def read_results() -> Any:
+    """Returns the results that lie beside this script."""
+    return json.loads(pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def write_results(path: pathlib.Path, seeds: int) -> None:

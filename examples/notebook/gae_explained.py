@@ -1,9 +1,5 @@
 # ---
 # jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -18,36 +14,33 @@ Advantage Estimation (GAE, [Schulman et al., 2015](https://arxiv.org/abs/1506.02
 
 $$\hat A_t = \sum_{i \ge 0} (\gamma\lambda)^i\, \delta_{t+i}, \qquad \delta_t = r_t + \gamma V(s_{t+1}) - V(s_t).$$
 
-This page derives the formula, gives a loop to copy, measures what $\lambda$ trades, and shows what happens to an agent
-when the formula is wrong in one place. It ends with exercises.
+This page derives it, gives a loop to copy, measures what $\lambda$ trades, and shows what bugs do to an agent. It ends
+with exercises.
 
 | symbol | meaning |
 |---|---|
 | $s_t,\ a_t,\ r_t$ | the state, the action, and the reward of the step from $s_t$ to $s_{t+1}$ |
 | $\pi(a \mid s)$ | the policy: the probability of action $a$ in state $s$ |
 | $\gamma$ | the *discount*: a reward that comes $i$ steps later counts $\gamma^i$ times as much |
-| $V^\pi(s),\ Q^\pi(s, a)$ | the expected discounted sum of the rewards that follow $s$, and that follow $s$ and $a$ |
+| $V^\pi(s),\ Q^\pi(s, a)$ | the expected discounted sum of the rewards after $s$, and after $a$ in $s$ |
 | $A(s, a)$ | the *advantage* $Q^\pi(s, a) - V^\pi(s)$: how much better $a$ is than the policy's average action |
 | $V(s)$ | the *critic*: a network that guesses $V^\pi(s)$ |
 | $\delta_t$ | the *TD error* |
 | $\lambda$ | sets how many rewards an estimate takes before it relies on the critic |
-| rollout, row | $T$ consecutive steps of an agent; a row is one step; $V(s_T)$ belongs to the state after the last one |
+| rollout, row | $T$ consecutive steps of an agent, and one of them; $s_T$ is the state after the last |
 | standardize | subtract the mean and divide by the standard deviation |
 
-This notebook is made from `gae_explained.py`; [README](../README.md#the-notebook) has the command. `gae_figures.py`
-draws. `gae_measured.py` holds the longer computations and asserts every claim about numbers, in its functions named
-`check_`. `bug_study.py` trained the agents of sections 7 and 10.
+This notebook is made from `gae_explained.py` ([how](../README.md#the-notebook)). `gae_figures.py` draws.
+`gae_measured.py` asserts every claim about numbers, in functions named `check_`. `bug_study.py` trained the agents.
 """
 
 # %%
 import inspect
-import json
-import pathlib
 
 import gae_figures as figures
 import gae_measured as measured
 import numpy as np
-from bug_study import BUGS
+from bug_study import BUGS, read_results
 
 from gae_jax import _recursion, gae, normalize
 from gae_jax.testing import check_gae
@@ -65,7 +58,7 @@ r"""
 5. Nobody knows $A$. An agent has a rollout and a critic. GAE makes an estimate $\hat A_t$ of $A(s_t, a_t)$ from them.
 
 With $\gamma < 1$, $Q^\pi$ counts late rewards less than $J$ does. The paper calls this a bias, accepted for less
-variance. On this page $\gamma$ is a part of the question: $A$ is the advantage for the given $\gamma$.
+variance. On this page $\gamma$ is given, and $A$ is the advantage for it.
 
 Lines 3 and 4 in numbers, for a state with four actions:
 """
@@ -84,10 +77,10 @@ r"""
 ## 1. The derivation
 
 **One step.** Let the critic be right, $V = V^\pi$. Given $s_t$ and $a_t$, the mean of $r_t + \gamma V(s_{t+1})$ is
-$Q^\pi(s_t, a_t)$. So $\mathbb E[\delta_t \mid s_t, a_t] = A(s_t, a_t)$: the TD error is an estimate of the advantage.
-It takes one reward and *bootstraps*: $V(s_{t+1})$ stands for all rewards that follow. Another critic has an error at
-$s_{t+1}$, which biases the estimate, and an error at $s_t$, which is free by line 3. The paper calls an estimate
-*$\gamma$-just* if it gives the same expected gradient as $A$.
+$Q^\pi(s_t, a_t)$, so $\mathbb E[\delta_t \mid s_t, a_t] = A(s_t, a_t)$: the TD error estimates the advantage. It takes
+one reward and *bootstraps*: $V(s_{t+1})$ stands for all rewards that follow. If the critic is wrong, its error at
+$s_{t+1}$ biases the estimate; its error at $s_t$ is free by line 3. The paper calls an estimate *$\gamma$-just* if it
+gives the same expected gradient as $A$.
 
 **$k$ steps.** A longer estimate takes $k$ rewards as they came, and bootstraps afterwards:
 
@@ -97,20 +90,21 @@ $$A_t^{(k)} = r_t + \gamma r_{t+1} + \dots + \gamma^{k-1} r_{t+k-1} + \gamma^k V
 The sum of TD errors is the same because the values telescope: each $\gamma^i \cdot \gamma V(s_{t+i+1})$ cancels the
 $-\gamma^{i+1} V(s_{t+i+1})$ of the next term.
 
-**The average.** GAE averages all $A_t^{(k)}$, with weights that fall by a factor $\lambda$ from one to the next. The
-factor $1 - \lambda$ makes them sum to 1. Then swap the sums: $\delta_{t+i}$ occurs in every $A_t^{(k)}$ with $k > i$,
-and these have the weights $\lambda^i + \lambda^{i+1} + \dots = \lambda^i / (1-\lambda)$.
+**The average.** GAE averages all $A_t^{(k)}$ with weights that fall by a factor $\lambda$ a step; the factor
+$1 - \lambda$ makes them sum to
+1. Now swap the sums: $\delta_{t+i}$ occurs in every $A_t^{(k)}$ with $k > i$, and these have the weights
+   $\lambda^i + \lambda^{i+1} + \dots = \lambda^i / (1-\lambda)$.
 
 $$\hat A_t = (1 - \lambda) \sum_{k \ge 1} \lambda^{k-1} A_t^{(k)}
 = (1-\lambda) \sum_{i \ge 0} \gamma^i \delta_{t+i} \sum_{k > i} \lambda^{k-1}
 = \sum_{i \ge 0} (\gamma\lambda)^i\, \delta_{t+i}.$$
 
-**The recursion.** Take the first term out. The rest is the same sum, one step later and multiplied by $\gamma\lambda$:
+**The recursion.** Take the first term out; the rest is the sum of the next step, times $\gamma\lambda$:
 
 $$\hat A_t = \delta_t + \gamma\lambda\, \hat A_{t+1}.$$
 
-**The end of the rollout.** After $T$ steps there are no more TD errors, so the recursion starts from $\hat A_T = 0$. In
-the average, the longest estimate, with $n = T - t$ rewards, gets the weight of all longer ones:
+**The end of the rollout.** There are no more TD errors, so the recursion starts from $\hat A_T = 0$. In the average,
+the longest estimate, with $n = T - t$ rewards, gets the weight of all longer ones:
 $(1-\lambda)(\lambda^{n-1} + \lambda^n + \dots) = \lambda^{n-1}$.
 
 The same in numbers, for six steps:
@@ -133,15 +127,14 @@ r"""
 **The target of the critic** is $\hat A_t + V(s_t)$. Adding $V(s_t)$ removes the last term of each $A_t^{(k)}$, so the
 target is the same average of $k$-step returns: the *$\lambda$-return*.
 
-**What is biased.** With $\lambda = 1$ an estimate takes all rewards, and contains no guess of the future. A rollout
-that is cut has fewer: the estimate keeps $\gamma^n$ times the error of $V(s_T)$. In the last rows that is nearly all of
-it.
+**What is biased.** With $\lambda = 1$ an estimate takes all rewards and no guess of the future. A rollout that is cut
+has fewer: the estimate keeps $\gamma^n$ times the error of $V(s_T)$, nearly all of it in the last rows.
 
 ## 2. From single steps to long stretches
 
-One rollout of 60 steps, and its advantages for seven values of $\lambda$. At $\lambda = 0$ the advantage is the TD
-error: it credits single steps, as the critic values them. At $\lambda = 1$ it is the discounted sum of the rewards
-minus the value: each step shares nearly all of its future with the next. Much of the change happens beyond 0.95.
+One rollout and its advantages. At $\lambda = 0$ the advantage is the TD error: it credits single steps, as the critic
+values them. At $\lambda = 1$ it is the discounted sum of the rewards minus the value: each step shares nearly all of
+its future with the next. Much of the change happens beyond 0.95.
 """
 
 # %%
@@ -155,8 +148,7 @@ figures.lambdas(rewards, values, advantages, strip)
 r"""
 ## 3. Where an episode ends
 
-A rollout contains ends of episodes, and its own end rarely is one. What row $t$ bootstraps from depends on what
-happened:
+What row $t$ bootstraps from depends on what its step did:
 
 | the step from $s_t$ | example | row $t$ bootstraps from | $\hat A_{t+1}$ |
 |---|---|---|---|
@@ -166,13 +158,12 @@ happened:
 | is the last row of the rollout | row $T - 1$ | $V(s_T)$, unless the step ended an episode | is 0 |
 | is *masked*: no step of the policy | padding | nothing: the row is skipped | goes to the row before |
 
-**One flag is too few.** Code with one `done` for both ends tells the critic that nothing follows the time limit.
+**One flag is too few.** One `done` for both ends tells the critic that nothing follows the time limit.
 
-**Autoreset hides the final observation.** A vector environment resets an episode that ended. So the next observation of
-the rollout is the first of another episode, and $V(s_{t+1})$ in the critic's array is the value after the reset. The
-final observation is elsewhere (in `info`, for example), or in a row of its own whose action is ignored, which must be
-masked, or lost. [environments.md](../guides/environments.md) says where it is in each library. If it is lost, the
-truncated row has no estimate: section 11.
+**Autoreset hides the final observation.** A vector environment resets an ended episode itself. So the next observation
+in the rollout is of another episode, and $V(s_{t+1})$ in the critic's array is the value after the reset. The final
+observation is elsewhere (for example in `info`), or in a row of its own, which must be masked, or lost (section 11).
+[environments.md](../guides/environments.md) says where, for each library.
 
 ## 4. A loop to copy, and a check of your own
 
@@ -182,29 +173,28 @@ The recursion with all ends in it, in NumPy, for arrays `[T, N]` of N workers:
 
 # %%
 def loop(rewards, values, terminated, truncated, final_values, bootstrap_value, gamma, lambda_):
-    """Returns the advantages."""
-    advantages, next_value, later = np.zeros(rewards.shape), bootstrap_value, 0.0  # from V(s_T) and A_T = 0 backwards
+    """Returns the advantages [T, N], from the last row to the first."""
+    advantages, next_value, later = np.zeros(rewards.shape), bootstrap_value, 0.0
     for t in reversed(range(len(rewards))):
         next_value = np.where(terminated[t], 0, np.where(truncated[t], final_values[t], next_value))
         later = np.where(terminated[t] | truncated[t], 0, later)  # A_{t+1}, if it is of the same episode
-        later = rewards[t] + gamma * next_value - values[t] + gamma * lambda_ * later
-        advantages[t], next_value = later, values[t]
+        later = advantages[t] = rewards[t] + gamma * next_value - values[t] + gamma * lambda_ * later
+        next_value = values[t]
     return advantages
 
 
 # %% [markdown]
 r"""
-`check_gae` runs a function on small rollouts, compares the results with a reference, and names the mistake:
+`check_gae` runs a function on small rollouts, compares it with a reference, and names its mistake:
 """
 
 # %%
 print(check_gae(loop))
-measured.check_ends(loop)
 
 # %% [markdown]
 r"""
-For your own code, write a function with these argument names that calls it, and print the report. Leave out the
-arguments that your code does not have. This one passes both ends in one flag:
+For your own code, write a function with these argument names that calls it. Leave out the arguments that your code does
+not have. This one passes both ends in one flag:
 """
 
 
@@ -216,17 +206,16 @@ def mine(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_
 
 
 print(check_gae(mine))
+measured.check_own(loop, mine)
 
 # %% [markdown]
 r"""
-**The library's code** has one number for the two that the loop carries. Write $h_{t+1}$ for what step $t$ bootstraps
-from:
+**The library's code** carries one number instead of two. Write $h_{t+1}$ for what step $t$ bootstraps from:
 
 $$\hat A_t = r_t + \gamma h_{t+1} - V(s_t), \qquad h_t = V(s_t) + \lambda \hat A_t, \qquad h_T = V(s_T).$$
 
-Put the second equation into the first to get the recursion. An end replaces $h_{t+1}$. If $\lambda$ varies over time,
-with $\hat A_t = \delta_t + \gamma\lambda_t \hat A_{t+1}$, then step $t-1$ weighs $\hat A_t$ by $\lambda_{t-1}$. So
-$h_t$ contains $\lambda_{t-1}$: `lambda_before` in the code.
+Put the second equation into the first to get the recursion. An end replaces $h_{t+1}$. If $\lambda$ varies,
+$\hat A_{t-1}$ weighs $\hat A_t$ by $\lambda_{t-1}$, so $h_t$ contains $\lambda_{t-1}$: `lambda_before` in the code.
 """
 
 # %%
@@ -241,28 +230,17 @@ devices](../guides/scaling_out.md).
 ## 5. The weights near the end
 
 Near the end of a rollout the longest estimate takes over. With $\lambda = 0.9$ it has 66% of the weight where five rows
-are left, and 90% where two are left, however long the rollout is.
-
-A finite-horizon variant ([arXiv:2602.03386](https://arxiv.org/abs/2602.03386)) divides the weights of the $n$ estimates
-that exist by their sum: $w_k(n) = (1 - \lambda)\lambda^{k-1} / (1 - \lambda^n)$. It is GAE with another $\lambda$ in
-each row,
-
-$$\lambda_t = 1 - w_1(n) = \lambda\, \frac{1 - \lambda^{n-1}}{1 - \lambda^n},$$
-
-because $A_t^{(k)} = \delta_t + \gamma A_{t+1}^{(k-1)}$ for $k > 1$, and $w_k(n) = (1 - w_1(n))\, w_{k-1}(n-1)$. It
-moves less than $\lambda^n$ of the weight, so it changes the last rows only: of a rollout, and of each episode if $n$
-counts the rows to the episode's end. The paper reports gains there, on Lunar Lander. ManiSkill's author [found it
-useful sometimes](https://github.com/mani-skill/ManiSkill/pull/816) with a simulator on the CPU, and less so with the
-short rollouts of one on the GPU. Start with the usual weights.
+are left, and 90% where two are left, however long the rollout is. A [finite-horizon
+variant](../guides/tokens.md#renormalized-weights-of-a-finite-horizon)
+([arXiv:2602.03386](https://arxiv.org/abs/2602.03386)) divides the weights by their sum. It changes the last rows: of a
+rollout, and of each episode that ends in it; the paper reports gains there, on Lunar Lander. ManiSkill's author found
+that it [worked sometimes](https://github.com/mani-skill/ManiSkill/pull/816), and less with short rollouts.
 """
 
 # %%
-variants = {"GAE": False, "renormalized": True}
-rows = {
-    name: [measured.weights_of(n, 0.9, renormalized) for n in (12, 5, 2)] for name, renormalized in variants.items()
-}
-measured.check_weights(lambda_=0.9)
-figures.weights(rows, 0.9)
+weights = [measured.weights_of(n, 0.9) for n in (12, 5, 2)]
+measured.check_weights(0.9)
+figures.weights(weights, 0.9)
 
 # %% [markdown]
 r"""
@@ -271,17 +249,15 @@ r"""
 A short estimate contains the critic's error: **bias**. A long one contains the randomness of many actions:
 **variance**. $\lambda$ sets the mixture.
 
-The trade can be measured without any sampling error. Take a walk on five states in a row, with $\gamma = 0.9$. The
-policy goes left or right with probability one half; at either end, a step outwards leaves it where it is. Entering
-state $s'$ earns $r(s')$, which is 0.5 at the left end, 1 at the right end and else 0. With $P$ the matrix of the
-probabilities of going from $s$ to $s'$, the values solve $(I - \gamma P) V^\pi = P\,r$, and
-$Q^\pi(s, a) = r(s') + \gamma V^\pi(s')$.
+The trade can be measured without sampling error. Take a walk on five states in a row, with $\gamma = 0.9$. The policy
+goes left or right with probability one half; a step beyond an end stays there. Entering state $s'$ earns $r(s')$: 0.5
+at the left end, 1 at the right end, else 0. With $P$ the matrix of the probabilities of going from $s$ to $s'$, the
+values solve $(I - \gamma P) V^\pi = P\,r$, and $Q^\pi(s, a) = r(s') + \gamma V^\pi(s')$.
 
-A rollout of 12 steps is one of $2^{12}$ sequences of actions from one of five states. All are enumerated, so the mean
-and the variance of $\hat A_0$ are exact for each first state and first action. The critic is
-$V = V^\pi + \varepsilon u$, with $u = (+1, -1, -1, +1, -1)$ and $\varepsilon$ the critic's error. Agents log its
-*explained variance*, here $1 - \mathrm{var}(V - V^\pi) / \mathrm{var}(V^\pi)$. (A log has noisy targets in place of
-$V^\pi$, so its numbers differ.) The estimate is compared with $Q^\pi(s_0, a_0) - V(s_0)$, since the critic's error at
+A rollout of 12 steps is one of $2^{12}$ sequences of actions from one of five states. All are enumerated, so mean and
+variance of $\hat A_0$ are exact. The critic is $V = V^\pi + \varepsilon u$, with $u = (+1, -1, -1, +1, -1)$ and
+$\varepsilon$ its error. Agents log its *explained variance*, here $1 - \mathrm{var}(V - V^\pi) / \mathrm{var}(V^\pi)$
+(with noisy targets in place of $V^\pi$). The estimate is compared with $Q^\pi(s_0, a_0) - V(s_0)$, since the error at
 $s_0$ is free.
 """
 
@@ -295,11 +271,10 @@ figures.bias_and_variance(measured.LAMBDAS, curves, explained, simulated)
 
 # %% [markdown]
 r"""
-The mean squared error has a lowest point, and the point moves left as the critic gets better.
-
-The usual choice is 0.95, and the lowest points are at 0.52, 0.28 and 0.07. There is no contradiction: the figure is
-about *one* estimate, and a gradient is an average over many. Averaging $N$ independent estimates for the same state and
-action divides the variance by $N$, and leaves the bias: the error is $\text{bias}^2 + \text{variance} / N$.
+The error has a lowest point, which moves left as the critic gets better: 0.52, 0.28, 0.07. The usual choice is 0.95.
+There is no contradiction: the figure is about *one* estimate, and a gradient averages many. Averaging $N$ independent
+estimates for the same state and action divides the variance by $N$ and leaves the bias: the error is
+$\text{bias}^2 + \text{variance} / N$.
 """
 
 # %%
@@ -312,40 +287,30 @@ r"""
 Take the direction from this figure, not the numbers:
 
 - With another pattern $u$ of the critic's error, the best $\lambda$ differs by up to 0.27.
-- The bias that both actions share does no harm to a gradient. It is 20% of bias$^2$ at $\lambda = 0$, 84% at 0.95 and
-  99% at
+- A bias that both actions share does no harm to a gradient: it is 20% of bias$^2$ at $\lambda = 0$, 84% at 0.95, 99% at
   1. Without it the best $\lambda$ is smaller, by at most 0.05.
 - $N$ is not the number of rows. Rows of one rollout are correlated: the gradient of a whole walk has 1.9 to 2.5 times
-  the variance of 12 independent rows at $\lambda = 0.95$, and up to 4.6 times at $\lambda = 0$. And a network
-  generalizes from state to state, so $N$ is unknown.
+  the variance of 12 independent rows at $\lambda = 0.95$, and up to 4.6 times at 0. A network also generalizes from
+  state to state.
 
 ### How to choose $\gamma$ and $\lambda$
 
-- **$\gamma$ first**: it belongs to the question. A reward $1 / (1 - \gamma)$ steps ahead counts about a third of a
-  reward now, and one three times as far ahead 5%. A smaller $\gamma$ leaves out late noise, and late consequences with
-  it. In the middle of the walk, going right earns 0.91 more than left in 12 steps, and the sum of rewards has a
-  standard deviation of 1.83. With $\gamma = 0.9$ these are 0.63 and 1.06. Standardizing the advantages leaves the ratio
-  of the two: it rises from 0.50 to 0.59 only.
-- **Then $\lambda$**: a poor critic or a large batch wants a large $\lambda$; a good critic and a small batch want a
-  small one. With a perfect critic no $\lambda$ is biased.
-- **0.95 is a sensible start.** A larger batch, or a critic that hardly learns, is a reason to try 0.98 or 1. Noisy
-  gradients with a good critic are a reason to try 0.9 or 0.8.
-"""
+- **$\gamma$ first**: it belongs to the question. A reward $1 / (1 - \gamma)$ steps ahead counts about a third, and one
+  three times as far ahead 5%. A smaller $\gamma$ leaves out late noise, and late consequences.
+- **Then $\lambda$**: large for a poor critic or a large batch, small for a good critic and a small batch. With a
+  perfect critic no $\lambda$ is biased.
+- **0.95 is a start.** A large batch, or a critic that hardly learns, is a reason to try 0.98 or 1; noisy gradients with
+  a good critic are a reason to try 0.9 or 0.8.
 
-# %%
-measured.check_choice()
-
-# %% [markdown]
-r"""
 ## 7. $\lambda$ on an agent
 
 A small [PPO](https://arxiv.org/abs/1707.06347) agent learns to balance a pole on a cart, with $\gamma = 0.99$. It acts
-in 32 environments at once. Each of them is a *worker*, and adds 64 consecutive steps to the rollout. In training an
-episode is truncated after 100 steps; an evaluation has 500. Each $\lambda$ has 32 seeds.
+in 32 environments at once; each is a *worker* that adds 64 consecutive steps to the rollout. An episode is truncated
+after 100 steps in training, and after 500 in an evaluation.
 """
 
 # %%
-record = json.loads(pathlib.Path(measured.__file__).with_name("bug_study.json").read_text(encoding="utf-8"))
+record = read_results()
 names = {"λ = 0": 0.0, "λ = 0.5": 0.5, "λ = 0.8": 0.8, "λ = 0.9": 0.9, "right": 0.95, "λ = 0.98": 0.98, "λ = 1": 1.0}
 squared_bias, variance = curves[0.4]
 measured.check_sweep(record)
@@ -353,28 +318,27 @@ figures.sweep(record, names, measured.LAMBDAS, {n: squared_bias + variance / n f
 
 # %% [markdown]
 r"""
-On this pole a larger $\lambda$ is better all the way: the means are 224 steps at $\lambda = 0$, 480 at 0.9, 497 at
-0.95, and at least 495 for each of the 64 agents with 0.98 or 1. The reward is always 1 and the pole moves without
-noise, so there is little variance to save, and 2,048 rows are averaged: the right side of the exact curves. In the
-paper's Figure 2, on another cart-pole with the same $\gamma$, values from 0.92 to 0.98 were the best. So no number is
-the best everywhere. For your own agent:
+On this pole a larger $\lambda$ is better all the way: a mean of 224 steps at $\lambda = 0$, 480 at 0.9, 497 at 0.95,
+and at least 495 for each of the 64 agents with 0.98 or 1. Every reward is 1 and the pole moves without noise, so there
+is little variance to save, and 2,048 rows are averaged: the right side of the exact curves. In the paper's Figure 2, on
+another cart-pole with the same $\gamma$, 0.92 to 0.98 were the best. No number is the best everywhere. For your own
+agent:
 
-1. Fix $\gamma$ and the batch. Run 0.9, 0.95, 0.98 and 1 with eight seeds or more each.
-2. Compare evaluations that training cannot saturate, with intervals over seeds, not the best seed.
-3. If the best is at an end, go on in that direction; if intervals overlap, keep 0.95.
+1. Fix $\gamma$ and the batch. Run 0.9, 0.95, 0.98 and 1, eight seeds or more each.
+2. Compare evaluations that do not saturate, by intervals over seeds.
+3. If the best is at an end, go on there; if intervals overlap, keep 0.95.
 
 ## 8. Which rewards and values an advantage depends on
 
-The advantages are linear in rewards and values, so the derivatives $\partial \hat A_t / \partial r_j$ and
-$\partial \hat A_t / \partial V(s_j)$ tell all that the estimator does. JAX computes them from the code as it is. The
-rollout here has ten steps; step 3 terminates an episode and step 6 is truncated.
+The advantages are linear in rewards and values, so their derivatives tell all that the estimator does. JAX computes
+them from the code. The rollout here has ten steps; step 3 terminates an episode and step 6 is truncated.
 
 - A reward $r_j$ has weight $(\gamma\lambda)^{j-t}$ in the advantages of its own episode, up to its own step.
 - A value $V(s_j)$ has weight $-1$ at its own step, and $\gamma(1-\lambda)(\gamma\lambda)^{j-t-1}$ at an earlier step
   $t$ of the same episode.
-- The last value that an episode bootstraps from has weight $\gamma (\gamma\lambda)^{j-t-1}$, without the factor
-  $1 - \lambda$, since no longer estimate takes over from it: $V(s_T)$, with $j = T$, or the value of the final
-  observation after a truncated step $j-1$. After a termination there is no such value.
+- The last value that an episode bootstraps from has weight $\gamma (\gamma\lambda)^{j-t-1}$: no longer estimate takes a
+  part $\lambda$ of it. This is $V(s_T)$, with $j = T$, or $V(\text{final})$ after a truncated step $j-1$. After a
+  termination there is none.
 
 White cells are exact zeros.
 """
@@ -389,12 +353,12 @@ figures.jacobians(*jacobians, measured.END, measured.LIMIT)
 r"""
 ## 9. A gallery of bugs
 
-Each of these mistakes is a small change to the call or to the result, and has been reported in public code:
+Each mistake is a small change to the call or to the result, and was reported in public code:
 
 | mistake | report |
 |---|---|
 | the result in reverse | section 10 |
-| the flag of another step | [Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3/issues/105): of the step after |
+| another step's flag | [Stable-Baselines3](https://github.com/DLR-RM/stable-baselines3/issues/105): the step after |
 | truncation as termination | [PureJaxRL](https://github.com/luchris429/purejaxrl/issues/20) |
 | truncation not cut | [skrl](https://github.com/Toni-SM/skrl/issues/449) |
 | $V(s_t)$ for $V(\text{final})$ | [rsl_rl](https://github.com/leggedrobotics/rsl_rl/issues/151) |
@@ -406,10 +370,9 @@ print(*(inspect.getsource(bug) for name, bug in BUGS.items() if name != "right")
 
 # %% [markdown]
 r"""
-The upper picture of a pair is $\partial \hat A_t / \partial r_j$. The lower one is
-$\partial \hat A_t / \partial V(s_j)$, and its last column, apart, belongs to the final observation of step 6. A thick
-border marks a cell that differs from the right one, at the top left. A cross marks a cell that should not be zero. The
-titles are the names that `check_gae` gives.
+The upper picture of a pair is $\partial \hat A_t / \partial r_j$, the lower one $\partial \hat A_t / \partial V(s_j)$;
+the last column of the lower one, apart, is for the final observation of step 6. The titles are the names that
+`check_gae` gives.
 """
 
 # %%
@@ -431,7 +394,7 @@ beside the code said:
 > similar.
 
 Which bugs can one see at all? And is the guess right? The agent of section 7, with $\lambda = 0.95$, is trained with
-six of the bugs, 32 seeds each. A band is a 95% interval of the mean over seeds.
+six of the bugs, 32 seeds each.
 """
 
 # %%
@@ -440,22 +403,22 @@ figures.learning_curves(record, measured.GROUPS)
 
 # %% [markdown]
 r"""
-- One bug is **loud**: with termination ignored the agent never learns to stand, and the training curve shows it.
-- Three bugs are **silent**: at the end the training curve looks right, and the agent is worse. With truncation as
-  termination, 22 of 32 agents reach 495 of 500 steps, as 26 of the right ones do, but the worst reaches 183; the worst
-  right one reaches 470. With truncation not cut, one agent reaches 495, and the median is 326. The reversed result even
-  **learns**, more slowly, from 34 steps to a median of 200.
-- Two bugs are **invisible**: the intervals overlap. The design hides them. From 49,000 of 131,000 steps on, next to no
-  episode terminates, so no flag is in the wrong row; and at $\lambda = 0.95$ the missing $\lambda$ changes weights by
-  5%. Elsewhere they matter: the report on Stable-Baselines3 says that PPO "improved dramatically" after the repair.
+- One bug is **loud**: with termination ignored the agent never learns to stand.
+- Three bugs are **silent**: the training curve ends as the right one does, and the agent is worse. With truncation as
+  termination, 22 of 32 agents reach 495 of 500 steps (26 with the right advantages), and the worst reaches 183 (470).
+  With truncation not cut, one reaches 495; the median is 326. The reversed result even **learns**, more slowly: from 34
+  steps to a median of 200.
+- Two bugs are **invisible**: the intervals overlap. The design hides them. After 49,000 of 131,000 steps next to no
+  episode terminates, so no flag is in a wrong row; at $\lambda = 0.95$ a missing $\lambda$ changes weights by 5%.
+  Elsewhere they matter: in the report on Stable-Baselines3, PPO "improved dramatically" after the repair.
 
 A learning curve is no test of an estimator. `check_gae` finds each of these bugs in seconds.
 
 ### Was the guess right?
 
-If the samples of a worker are similar, an advantage on the wrong row of the right worker is still partly right: it
-tells how well this worker's 64 steps went. To test this, the same agent is trained with the right advantages on other
-rows. The critic's targets are advantage plus value, so they move along; two agents separate the two.
+If the samples of a worker are similar, an advantage on the wrong row of the right worker still tells how well this
+worker's 64 steps went. To test this, agents are trained with the right advantages on other rows. The critic's targets
+are advantage plus value, so they move along, except in the agents "only".
 
 | order | what is left of the right advantages |
 |---|---|
@@ -472,49 +435,48 @@ figures.orders(record)
 
 # %% [markdown]
 r"""
-The guess was right, in this task. **Which worker did well survives the reversal, and that alone trains.** Agents that
-get only the means of the workers end at about 400 steps. With advantages of other rows of other workers, most do not
-learn: 27 and 22 of the 32 end below the 34 steps from before training.
+Here the guess was right. **Which worker did well survives the reversal, and that alone trains.** Agents that get only
+the means of the workers end at about 400 steps. With advantages of other rows of other workers, 27 and 22 of the 32 end
+below the 34 steps from before training.
 
-The reversed agents end at 236 steps. What separates them from the right ones, at 497, comes mostly through the critic's
+The reversed agents end at 236 steps, the right ones at 497. Most of that difference comes through the critic's
 **targets**: with the reverse in the targets only, agents end at 226; with the reverse in the policy's loss only, at
 453.
 
 ## 11. Around the estimator
 
-A truncated row whose final observation is lost has no estimate. `gae` *drops* it: its advantage is 0, and its target is
-its value. Zero is not neutral once the advantages are standardized, since the mean is subtracted from it too. Then the
-loss makes that action less or more likely, for no reason:
+Where the final observation is lost, a truncated row has no estimate, and `gae` *drops* it: advantage 0, target
+$V(s_t)$. Zero is not neutral once the mean is subtracted from it: the loss would make the action less or more likely
+for no reason.
 """
 
 # %%
 rng, dropped = np.random.default_rng(6), 5
 rewards, values = 1 + 0.3 * rng.normal(size=8), 0.3 * rng.normal(size=9)  # better than the critic expects
 is_dropped = np.arange(8) == dropped
-advantages, targets = gae(rewards, values, False, is_dropped, gamma=0.9, lambda_=0.8)
+advantages, _ = gae(rewards, values, False, is_dropped, gamma=0.9, lambda_=0.8)
 counted, kept = normalize(advantages), normalize(advantages, mask=~is_dropped)
 for title, x in {"A": advantages, "all rows": counted, "without row 5": kept}.items():
     print(f"{title:>13}" + "".join(f"{number:7.2f}" for number in x))
-measured.check_dropped_row(advantages, targets, values, counted, kept, dropped)
+measured.check_dropped_row(advantages, counted, kept, dropped)
 
 # %% [markdown]
 r"""
 - **Dropped and masked rows** carry no training signal: leave them out of the mean, of the variance and of the loss.
-- **Stop the gradient.** In a loss, advantages and targets are constants: `jax.lax.stop_gradient`.
-- **Targets come from the advantages before standardization.** After it, $\hat A_t + V(s_t)$ adds numbers of two units.
-- **Standardize one set of rows**: the whole batch, or each minibatch. The two differ, most where minibatches are small.
+- **Stop the gradient**: in a loss, advantages and targets are constants (`jax.lax.stop_gradient`).
+- **Targets** are computed from the advantages before standardization.
+- **Standardize** over the whole batch or over each minibatch: the two differ, most where minibatches are small.
 - **Tokens** of a language model, turns and tools: [tokens.md](../guides/tokens.md).
 
 ## Summary
 
 1. $\delta_t$ estimates the advantage; GAE averages estimates of all lengths:
    $\hat A_t = \delta_t + \gamma\lambda \hat A_{t+1}$.
-2. $\lambda$ trades the critic's error against the noise of the rewards; 0.95 is a start, a sweep decides.
-3. A termination bootstraps from 0, a truncation from $V(\text{final})$, the rollout's end from $V(s_T)$; no advantage
+2. $\lambda$ trades the critic's error against the noise of the rewards; start with 0.95, and let a sweep decide.
+3. A termination bootstraps from 0, a truncation from $V(\text{final})$, the last row from $V(s_T)$; nothing else
    crosses an end.
-4. Most bugs are at these ends, and training curves hide them. Test the function: by derivatives, or by `check_gae`.
+4. Training curves hide mistakes at these ends: test the function, by derivatives or by `check_gae`.
 5. Rows without an estimate stay out of the loss and of the standardization.
-
 ## Exercises
 
 **1.** Three steps have rewards 1, 1, 1 and values 0.5, 0.5, 0.5; $V(s_3) = 0.5$, $\gamma = \lambda = 0.5$, and step 1
@@ -532,8 +494,8 @@ how much? Make a test of your own loop from this.
 
 <details><summary>Answer</summary>
 
-$\hat A_5$ by 1 and $\hat A_4$ by $\gamma\lambda$. Steps 0 to 3 belong to the episode before, steps 6 to 9 come later.
-The test: raise one reward after an end; if an advantage before the end moves, the loop leaks.
+$\hat A_5$ by 1 and $\hat A_4$ by $\gamma\lambda$; the others belong to other episodes, or come later. The test: raise a
+reward after an end; no advantage before the end may move.
 
 </details>
 
@@ -547,8 +509,8 @@ for t in reversed(range(T)):
 
 <details><summary>Answer</summary>
 
-The value is cut at a termination, and `later` is not: the next episode's advantage enters the one before. In the test,
-$\hat A_3$ moves by $(\gamma\lambda)^2$. Multiply the last term by `not terminated[t]`.
+The value is cut, and `later` is not: the next episode's advantage enters the one before. In the test, $\hat A_3$ moves
+by $(\gamma\lambda)^2$. Multiply the last term by `not terminated[t]`.
 
 </details>
 
@@ -557,38 +519,32 @@ critic with an explained variance of 0.9. Which $\lambda$ would you try, and how
 
 <details><summary>Answer</summary>
 
-A good critic and few noisy rows: a smaller one, 0.9 and 0.8, beside 0.95. Eight seeds or more of each; compare
-evaluations with intervals, and keep $\gamma$.
+A good critic and few noisy rows: 0.9 and 0.8, beside 0.95. Compare evaluations of eight seeds or more each, by
+intervals.
 
 </details>
 
-**5.** A language model's answer has $L$ tokens, a reward of 1 at the end, values 0, and $\gamma = 1$. Which share of it
-does the first token get with $\lambda = 0.95$ and $L = 1000$? And with $\lambda = 1 - 1/(\alpha L)$
+**5.** A language model's answer has $L$ tokens, a reward of 1 at the end, values 0, and $\gamma = 1$. How much of it
+reaches the first token with $\lambda = 0.95$ and $L = 1000$? With $\lambda = 1 - 1/(\alpha L)$
 ([VAPO](https://arxiv.org/abs/2504.05118)), for $\alpha = 1$ and for the paper's $\alpha = 0.05$?
 
 <details><summary>Answer</summary>
 
-$\lambda^{L-1}$: practically 0, below $10^{-22}$. By length it is about $e^{-1/\alpha}$ for large $L$: 0.37 for
-$\alpha = 1$, and $2 \cdot 10^{-9}$ for 0.05. The rule does not give the first token its share. It makes the horizon of
-the estimate, $\alpha L$ tokens, the same part of each answer.
+$\lambda^{L-1}$, below $10^{-22}$. By length it is about $e^{-1/\alpha}$ where $L$ is large: 0.37, and $2 \cdot 10^{-9}$
+for 0.05. The rule makes the horizon $\alpha L$ the same part of each answer; it brings the reward to the first token
+only if $\alpha$ is large.
 
 </details>
+## Appendix: four slips in a well-known page
+
+This library grew from labml's annotated GAE. Its code is right. Its formulas had $\gamma^2 r_{t+1}$ for
+$\gamma^2 r_{t+2}$ in $\hat A_t^{(\infty)}$; the weights $\lambda^{k-1}$ without $1 - \lambda$;
+$(\gamma\lambda)^{T-t+1} \delta_{T-1}$ for $(\gamma\lambda)^{T-t-1} \delta_{T-1}$ in the sum; and $V(s)$ for $V(s_t)$.
+The first two were [reported](https://github.com/labmlai/annotated_deep_learning_paper_implementations/issues/255) and
+corrected in June 2024; the others were there in August 2025. Equations (10) and (11) of the PPO paper have the exponent
+$T-t+1$, too.
 """
 
 # %%
 measured.check_exercises()
-
-# %% [markdown]
-r"""
-## Appendix: four slips in a well-known page
-
-This library grew from labml's annotated GAE. Its code is right; four formulas had slips. $\hat A_t^{(\infty)}$ had
-$\gamma^2 r_{t+1}$ for $\gamma^2 r_{t+2}$. The weights $\lambda^{k-1}$ had no factor $1 - \lambda$. The sum of TD errors
-ended with $(\gamma\lambda)^{T-t+1} \delta_{T-1}$ for $(\gamma\lambda)^{T-t-1} \delta_{T-1}$. Each $\hat A_t^{(k)}$
-ended with $-V(s)$ for $-V(s_t)$. The first two were
-[reported](https://github.com/labmlai/annotated_deep_learning_paper_implementations/issues/255) and corrected in June
-2024; the other two were there in August 2025. Equations (10) and (11) of the PPO paper have the exponent $T-t+1$, too.
-"""
-
-# %%
 measured.check_slips(r, V, 0.9, 0.8)

@@ -27,7 +27,6 @@ def interval(samples: Any) -> np.ndarray:
     return np.quantile(samples[picks].mean(axis=1), [0.025, 0.975], axis=0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The formula.
 
 
@@ -57,23 +56,20 @@ def lambdas(rewards: np.ndarray, values: np.ndarray, advantages: np.ndarray, str
     figure.suptitle(r"A small $\lambda$ credits single steps, a large one long stretches")
 
 
-def weights(rows: Mapping[str, Sequence[np.ndarray]], lambda_: float) -> None:
-    """Draws the weights of A^(1) ... A^(n), a row of pictures for each variant; the first one has a tail."""
-    figure, grid = plt.subplots(2, 3, figsize=(9.5, 4.6), sharex=True, sharey=True)
-    for axes_row, (name, variants), colour in zip(grid, rows.items(), (DARK, LIGHT), strict=True):
-        for axes, w in zip(axes_row, variants, strict=True):
-            n = len(w)
-            axes.bar(np.arange(1, n + 1), w, color=colour, edgecolor="black", linewidth=0.6)
-            if colour == DARK:
-                axes.bar(n, lambda_ * w[-1], bottom=(1 - lambda_) * w[-1], color="white", hatch="////")
-                axes.bar(n, w[-1], color="none", edgecolor="black", linewidth=0.6)
-            axes.set_title(f"{n} rows left: mean k = {w @ np.arange(1, n + 1):.1f}")
-            axes.set_xticks([1, 4, 8, 12])
-        axes_row[0].set_ylabel(f"{name}:\nweight of $A^{{(k)}}$")
-    for axes in grid[1]:
+def weights(cases: Sequence[np.ndarray], lambda_: float) -> None:
+    """Draws the weights of A^(1) ... A^(n), a picture for each n, with the part that is the missing tail's."""
+    figure, grid = plt.subplots(1, 3, figsize=(9.5, 2.7), sharex=True, sharey=True)
+    for axes, w in zip(grid, cases, strict=True):
+        n = len(w)
+        axes.bar(np.arange(1, n + 1), w, color=DARK, edgecolor="black", linewidth=0.6)
+        axes.bar(n, lambda_ * w[-1], bottom=(1 - lambda_) * w[-1], color="white", hatch="////")
+        axes.bar(n, w[-1], color="none", edgecolor="black", linewidth=0.6)
+        axes.set_title(f"{n} rows left: mean k = {w @ np.arange(1, n + 1):.1f}")
+        axes.set_xticks([1, 4, 8, 12])
         axes.set_xlabel("k (steps)")
+    grid[0].set_ylabel("weight of $A^{(k)}$")
     arrow = {"arrowstyle": "->"}
-    grid[0, 0].annotate("weight of the missing tail\n(hatched)", (12, 0.29), (3.2, 0.6), arrowprops=arrow)
+    grid[0].annotate("weight of the missing tail\n(hatched)", (12, 0.29), (3.2, 0.6), arrowprops=arrow)
     figure.suptitle(f"Near the end, the longest estimate takes over ($\\lambda = {lambda_}$)")
 
 
@@ -129,7 +125,6 @@ def best_lambda(
     axes.legend(loc="lower right")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Jacobians. The size of a derivative is darkness; a negative one is hatched, so that the sign shows in grey too.
 
 HATCHED = {"facecolor": "#cfc8e8", "edgecolor": "#4b3b8f", "hatch": "////", "linewidth": 0}
@@ -245,7 +240,6 @@ CONSEQUENCES = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The agents of bug_study.json.
 
 
@@ -328,22 +322,14 @@ def sweep(
     figure.suptitle(r"Which $\lambda$ is best depends on the task; on this pole the largest ones are")
 
 
-ORDERS = {  # the results, and their labels
-    "right": "right",
-    "mean of the worker": "mean of the worker",
-    "random order of time": "random order of time,\nwithin each worker",
-    "result in reverse": "in reverse",
-    "reverse for the policy only": "in reverse,\nfor the policy only",
-    "reverse for the critic only": "in reverse,\nfor the critic only",
-    "reverse of another worker": "in reverse,\nof another worker",
-    "all shuffled": "all shuffled",
-}
+ORDERS = ("right", "mean of the worker", "random order of time", "result in reverse")
+ORDERS += ("reverse for the policy only", "reverse for the critic only", "reverse of another worker", "all shuffled")
 
 
 def orders(record: Mapping[str, Any]) -> None:
     """Draws how agents end that learnt from advantages in another order."""
     _, axes = plt.subplots(figsize=(8.5, 4.6))
-    dots(axes, record, ORDERS)
+    dots(axes, record, {name: name for name in ORDERS})
     axes.set_title("Which worker did well is enough to learn; without it, most agents do not")
 
 
