@@ -1,5 +1,6 @@
 # ---
 # jupyter:
+#   pyright: reportMissingParameterType=false
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -60,7 +61,7 @@ r"""
 With $\gamma < 1$, $Q^\pi$ counts late rewards less than $J$ does. The paper calls this a bias, accepted for less
 variance. On this page $\gamma$ is given, and $A$ is the advantage for it.
 
-Lines 3 and 4 in numbers, for a state with four actions:
+Lines 3 and 4 in numbers, for four actions:
 """
 
 # %%
@@ -91,9 +92,8 @@ The sum of TD errors is the same because the values telescope: each $\gamma^i \c
 $-\gamma^{i+1} V(s_{t+i+1})$ of the next term.
 
 **The average.** GAE averages all $A_t^{(k)}$ with weights that fall by a factor $\lambda$ a step; the factor
-$1 - \lambda$ makes them sum to
-1. Now swap the sums: $\delta_{t+i}$ occurs in every $A_t^{(k)}$ with $k > i$, and these have the weights
-   $\lambda^i + \lambda^{i+1} + \dots = \lambda^i / (1-\lambda)$.
+$1 - \lambda$ makes their sum 1. Swap the sums: $\delta_{t+i}$ occurs in every $A_t^{(k)}$ with $k > i$, and these have
+the weights $\lambda^i + \lambda^{i+1} + \dots = \lambda^i / (1-\lambda)$.
 
 $$\hat A_t = (1 - \lambda) \sum_{k \ge 1} \lambda^{k-1} A_t^{(k)}
 = (1-\lambda) \sum_{i \ge 0} \gamma^i \delta_{t+i} \sum_{k > i} \lambda^{k-1}
@@ -158,12 +158,13 @@ What row $t$ bootstraps from depends on what its step did:
 | is the last row of the rollout | row $T - 1$ | $V(s_T)$, unless the step ended an episode | is 0 |
 | is *masked*: no step of the policy | padding | nothing: the row is skipped | goes to the row before |
 
-**One flag is too few.** One `done` for both ends tells the critic that nothing follows the time limit.
+If both flags are set, the episode terminated. **One flag is too few:** one `done` for both ends tells the critic that
+nothing follows the time limit.
 
 **Autoreset hides the final observation.** A vector environment resets an ended episode itself. So the next observation
 in the rollout is of another episode, and $V(s_{t+1})$ in the critic's array is the value after the reset. The final
-observation is elsewhere (for example in `info`), or in a row of its own, which must be masked, or lost (section 11).
-[environments.md](../guides/environments.md) says where, for each library.
+observation is elsewhere (in `info`), or in a row of its own, which must be masked, or lost (section 11).
+[environments.md](../guides/environments.md) says where.
 
 ## 4. A loop to copy, and a check of your own
 
@@ -287,11 +288,10 @@ r"""
 Take the direction from this figure, not the numbers:
 
 - With another pattern $u$ of the critic's error, the best $\lambda$ differs by up to 0.27.
-- A bias that both actions share does no harm to a gradient: it is 20% of bias$^2$ at $\lambda = 0$, 84% at 0.95, 99% at
-  1. Without it the best $\lambda$ is smaller, by at most 0.05.
+- A bias that both actions share does no harm to a gradient: it is 20% of bias$^2$ at $\lambda = 0$, 84% at 0.95 and 99%
+  at 1. Without it the best $\lambda$ is smaller, by at most 0.05.
 - $N$ is not the number of rows. Rows of one rollout are correlated: the gradient of a whole walk has 1.9 to 2.5 times
-  the variance of 12 independent rows at $\lambda = 0.95$, and up to 4.6 times at 0. A network also generalizes from
-  state to state.
+  the variance of 12 independent rows at $\lambda = 0.95$, and up to 4.6 times at 0.
 
 ### How to choose $\gamma$ and $\lambda$
 
@@ -320,9 +320,8 @@ figures.sweep(record, names, measured.LAMBDAS, {n: squared_bias + variance / n f
 r"""
 On this pole a larger $\lambda$ is better all the way: a mean of 224 steps at $\lambda = 0$, 480 at 0.9, 497 at 0.95,
 and at least 495 for each of the 64 agents with 0.98 or 1. Every reward is 1 and the pole moves without noise, so there
-is little variance to save, and 2,048 rows are averaged: the right side of the exact curves. In the paper's Figure 2, on
-another cart-pole with the same $\gamma$, 0.92 to 0.98 were the best. No number is the best everywhere. For your own
-agent:
+is little variance to save, and 2,048 rows are averaged. In the paper's Figure 2, on another cart-pole with the same
+$\gamma$, 0.92 to 0.98 were the best. No number is the best everywhere. For your own agent:
 
 1. Fix $\gamma$ and the batch. Run 0.9, 0.95, 0.98 and 1, eight seeds or more each.
 2. Compare evaluations that do not saturate, by intervals over seeds.
@@ -353,7 +352,7 @@ figures.jacobians(*jacobians, measured.END, measured.LIMIT)
 r"""
 ## 9. A gallery of bugs
 
-Each mistake is a small change to the call or to the result, and was reported in public code:
+Each mistake is a small change to the call or to the result. Reports from public code:
 
 | mistake | report |
 |---|---|
@@ -405,9 +404,9 @@ figures.learning_curves(record, measured.GROUPS)
 r"""
 - One bug is **loud**: with termination ignored the agent never learns to stand.
 - Three bugs are **silent**: the training curve ends as the right one does, and the agent is worse. With truncation as
-  termination, 22 of 32 agents reach 495 of 500 steps (26 with the right advantages), and the worst reaches 183 (470).
-  With truncation not cut, one reaches 495; the median is 326. The reversed result even **learns**, more slowly: from 34
-  steps to a median of 200.
+  termination, 22 of 32 agents reach 495 of 500 steps, and the worst reaches 183; with the right advantages it is 26
+  agents, and 470. With truncation not cut, one reaches 495; the median is 326. The reversed result even **learns**,
+  more slowly: from 34 steps to a median of 200.
 - Two bugs are **invisible**: the intervals overlap. The design hides them. After 49,000 of 131,000 steps next to no
   episode terminates, so no flag is in a wrong row; at $\lambda = 0.95$ a missing $\lambda$ changes weights by 5%.
   Elsewhere they matter: in the report on Stable-Baselines3, PPO "improved dramatically" after the repair.
@@ -440,8 +439,8 @@ the means of the workers end at about 400 steps. With advantages of other rows o
 below the 34 steps from before training.
 
 The reversed agents end at 236 steps, the right ones at 497. Most of that difference comes through the critic's
-**targets**: with the reverse in the targets only, agents end at 226; with the reverse in the policy's loss only, at
-453.
+**targets**: with the reverse in the targets only, agents end at 226; with the reverse in the policy's loss only,
+at 453.
 
 ## 11. Around the estimator
 
@@ -464,7 +463,7 @@ measured.check_dropped_row(advantages, counted, kept, dropped)
 r"""
 - **Dropped and masked rows** carry no training signal: leave them out of the mean, of the variance and of the loss.
 - **Stop the gradient**: in a loss, advantages and targets are constants (`jax.lax.stop_gradient`).
-- **Targets** are computed from the advantages before standardization.
+- **Targets** come from the advantages before standardization.
 - **Standardize** over the whole batch or over each minibatch: the two differ, most where minibatches are small.
 - **Tokens** of a language model, turns and tools: [tokens.md](../guides/tokens.md).
 
@@ -477,6 +476,7 @@ r"""
    crosses an end.
 4. Training curves hide mistakes at these ends: test the function, by derivatives or by `check_gae`.
 5. Rows without an estimate stay out of the loss and of the standardization.
+
 ## Exercises
 
 **1.** Three steps have rewards 1, 1, 1 and values 0.5, 0.5, 0.5; $V(s_3) = 0.5$, $\gamma = \lambda = 0.5$, and step 1
@@ -535,6 +535,7 @@ for 0.05. The rule makes the horizon $\alpha L$ the same part of each answer; it
 only if $\alpha$ is large.
 
 </details>
+
 ## Appendix: four slips in a well-known page
 
 This library grew from labml's annotated GAE. Its code is right. Its formulas had $\gamma^2 r_{t+1}$ for

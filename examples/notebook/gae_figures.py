@@ -68,8 +68,7 @@ def weights(cases: Sequence[np.ndarray], lambda_: float) -> None:
         axes.set_xticks([1, 4, 8, 12])
         axes.set_xlabel("k (steps)")
     grid[0].set_ylabel("weight of $A^{(k)}$")
-    arrow = {"arrowstyle": "->"}
-    grid[0].annotate("weight of the missing tail\n(hatched)", (12, 0.29), (3.2, 0.6), arrowprops=arrow)
+    grid[0].text(3, 0.6, "hatched: the weight of\nthe missing tail")
     figure.suptitle(f"Near the end, the longest estimate takes over ($\\lambda = {lambda_}$)")
 
 
