@@ -368,7 +368,7 @@ class Options:
             raise ValueError(f"--seeds must be from 1 to 1024; got {self.seeds}")
         path = self.draw or self.out
         if path.is_dir() or not path.parent.is_dir():
-            raise ValueError(f"cannot write a file named {str(path)!r}")
+            raise ValueError(f"{'--draw' if self.draw else '--out'}: cannot write {str(path)!r}")
 
 
 def main() -> None:

@@ -417,5 +417,5 @@ def check_exercises(gamma: float = 0.95, lambda_: float = 0.8) -> None:
     assert 0.95**999 < 1e-22  # 5
     length = 1_000
     for alpha, share in ((1.0, 0.37), (0.05, 2e-9)):
-        by_length = {"gamma": 1.0, "lambda_": 1 - 1 / (alpha * length), "bootstrap_value": 0.0}
+        by_length: Any = {"gamma": 1.0, "lambda_": 1 - 1 / (alpha * length), "bootstrap_value": 0.0}
         close(gae(np.eye(length)[-1], np.zeros(length), False, **by_length).advantages[0], share, rtol=0.15, atol=0)
