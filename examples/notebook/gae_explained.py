@@ -28,11 +28,12 @@ with exercises.
 | $V(s)$ | the *critic*: a network that guesses $V^\pi(s)$ |
 | $\delta_t$ | the *TD error* |
 | $\lambda$ | sets how many rewards an estimate takes before it relies on the critic |
+| $r(s')$ | in section 6: the reward for entering $s'$; there $\gamma = 0.9$ |
 | rollout, row | $T$ consecutive steps of an agent, and one of them; $s_T$ is the state after the last |
 | standardize | subtract the mean and divide by the standard deviation |
 
 This notebook is made from `gae_explained.py` ([how](../README.md#the-notebook)). `gae_figures.py` draws.
-`gae_measured.py` asserts every claim about numbers, in functions named `check_`. `bug_study.py` trained the agents.
+`gae_measured.py` asserts the numbers of the text, in functions `check_...`. `bug_study.py` trained the agents.
 """
 
 # %%
@@ -61,7 +62,7 @@ r"""
 With $\gamma < 1$, $Q^\pi$ counts late rewards less than $J$ does. The paper calls this a bias, accepted for less
 variance. On this page $\gamma$ is given, and $A$ is the advantage for it.
 
-Lines 3 and 4 in numbers, for four actions:
+In numbers, for four actions:
 """
 
 # %%
@@ -107,7 +108,7 @@ $$\hat A_t = \delta_t + \gamma\lambda\, \hat A_{t+1}.$$
 the longest estimate, with $n = T - t$ rewards, gets the weight of all longer ones:
 $(1-\lambda)(\lambda^{n-1} + \lambda^n + \dots) = \lambda^{n-1}$.
 
-The same in numbers, for six steps:
+In numbers, for six steps:
 """
 
 # %%
@@ -132,9 +133,9 @@ has fewer: the estimate keeps $\gamma^n$ times the error of $V(s_T)$, nearly all
 
 ## 2. From single steps to long stretches
 
-One rollout and its advantages. At $\lambda = 0$ the advantage is the TD error: it credits single steps, as the critic
-values them. At $\lambda = 1$ it is the discounted sum of the rewards minus the value: each step shares nearly all of
-its future with the next. Much of the change happens beyond 0.95.
+At $\lambda = 0$ the advantage is the TD error: it credits single steps, as the critic values them. At $\lambda = 1$ it
+is the discounted sum of the rewards minus the value: each step shares nearly all of its future with the next. Much of
+the change happens beyond 0.95.
 """
 
 # %%
@@ -250,10 +251,10 @@ r"""
 A short estimate contains the critic's error: **bias**. A long one contains the randomness of many actions:
 **variance**. $\lambda$ sets the mixture.
 
-The trade can be measured without sampling error. Take a walk on five states in a row, with $\gamma = 0.9$. The policy
-goes left or right with probability one half; a step beyond an end stays there. Entering state $s'$ earns $r(s')$: 0.5
-at the left end, 1 at the right end, else 0. With $P$ the matrix of the probabilities of going from $s$ to $s'$, the
-values solve $(I - \gamma P) V^\pi = P\,r$, and $Q^\pi(s, a) = r(s') + \gamma V^\pi(s')$.
+The trade can be measured without sampling error. Take a walk on five states in a row. The policy goes left or right
+with probability one half; a step beyond an end stays there. Entering state $s'$ earns $r(s')$: 0.5 at the left end, 1
+at the right end, else 0. With $P$ the matrix of the probabilities of going from $s$ to $s'$, the values solve
+$(I - \gamma P) V^\pi = P\,r$, and $Q^\pi(s, a) = r(s') + \gamma V^\pi(s')$.
 
 A rollout of 12 steps is one of $2^{12}$ sequences of actions from one of five states. All are enumerated, so mean and
 variance of $\hat A_0$ are exact. The critic is $V = V^\pi + \varepsilon u$, with $u = (+1, -1, -1, +1, -1)$ and
@@ -273,9 +274,8 @@ figures.bias_and_variance(measured.LAMBDAS, curves, explained, simulated)
 # %% [markdown]
 r"""
 The error has a lowest point, which moves left as the critic gets better: 0.52, 0.28, 0.07. The usual choice is 0.95.
-There is no contradiction: the figure is about *one* estimate, and a gradient averages many. Averaging $N$ independent
-estimates for the same state and action divides the variance by $N$ and leaves the bias: the error is
-$\text{bias}^2 + \text{variance} / N$.
+But the figure is about *one* estimate, and a gradient averages many. Averaging $N$ independent estimates for the same
+state and action divides the variance by $N$ and leaves the bias: the error is $\text{bias}^2 + \text{variance} / N$.
 """
 
 # %%
@@ -305,8 +305,8 @@ Take the direction from this figure, not the numbers:
 ## 7. $\lambda$ on an agent
 
 A small [PPO](https://arxiv.org/abs/1707.06347) agent learns to balance a pole on a cart, with $\gamma = 0.99$. It acts
-in 32 environments at once; each is a *worker* that adds 64 consecutive steps to the rollout. An episode is truncated
-after 100 steps in training, and after 500 in an evaluation.
+in 32 environments at once; each is a *worker* that adds 64 consecutive steps to the rollout. Episodes are truncated
+after 100 steps in training, after 500 in evaluations.
 """
 
 # %%
@@ -335,9 +335,9 @@ them from the code. The rollout here has ten steps; step 3 terminates an episode
 - A reward $r_j$ has weight $(\gamma\lambda)^{j-t}$ in the advantages of its own episode, up to its own step.
 - A value $V(s_j)$ has weight $-1$ at its own step, and $\gamma(1-\lambda)(\gamma\lambda)^{j-t-1}$ at an earlier step
   $t$ of the same episode.
-- The last value that an episode bootstraps from has weight $\gamma (\gamma\lambda)^{j-t-1}$: no longer estimate takes a
-  part $\lambda$ of it. This is $V(s_T)$, with $j = T$, or $V(\text{final})$ after a truncated step $j-1$. After a
-  termination there is none.
+- The last value that an episode bootstraps from has weight $\gamma (\gamma\lambda)^{j-t-1}$, since the longest estimate
+  has the weight of all longer ones. This is $V(s_T)$, with $j = T$, or $V(\text{final})$ after a truncated step $j-1$.
+  After a termination there is none.
 
 White cells are exact zeros.
 """
@@ -417,14 +417,14 @@ A learning curve is no test of an estimator. `check_gae` finds each of these bug
 
 If the samples of a worker are similar, an advantage on the wrong row of the right worker still tells how well this
 worker's 64 steps went. To test this, agents are trained with the right advantages on other rows. The critic's targets
-are advantage plus value, so they move along, except in the agents "only".
+are advantage plus value, so they move along, except in the two agents "only".
 
 | order | what is left of the right advantages |
 |---|---|
-| on each row, the mean of its worker | which worker did well, and nothing else |
-| a random order of time, within each worker | which worker did well |
-| in reverse | which worker did well; time runs the wrong way |
-| in reverse, of another worker | nothing but the numbers, and that neighbours in time are alike |
+| mean of the worker | which worker did well, and nothing else |
+| random order of time | which worker did well |
+| result in reverse | which worker did well; time runs the wrong way |
+| reverse of another worker | nothing but the numbers, and that neighbours in time are alike |
 | all shuffled | nothing but the numbers |
 """
 
@@ -510,7 +510,8 @@ for t in reversed(range(T)):
 <details><summary>Answer</summary>
 
 The value is cut, and `later` is not: the next episode's advantage enters the one before. In the test, $\hat A_3$ moves
-by $(\gamma\lambda)^2$. Multiply the last term by `not terminated[t]`.
+by $(\gamma\lambda)^2$. `check_gae`: "the carry is not cut at a termination". Multiply the last term by
+`not terminated[t]`.
 
 </details>
 
