@@ -116,7 +116,7 @@ gamma, lambda_, T = 0.9, 0.8, 6
 r = np.array([1.0, 0.0, 2.0, -1.0, 0.0, 3.0])  # r_0 ... r_5
 V = np.array([2.0, 1.5, 2.5, 0.5, 1.0, 2.0, 1.0])  # V(s_0) ... V(s_6)
 delta = r + gamma * V[1:] - V[:-1]
-A_k = [np.cumsum(gamma ** np.arange(T - t) * delta[t:]) for t in range(T)]  # A_t^(1), A_t^(2), ...
+A_k = [np.cumsum(gamma ** np.arange(T - t) * delta[t:]) for t in range(T)]
 weights = [measured.weights_of(T - t, lambda_) for t in range(T)]
 A = [w @ a for w, a in zip(weights, A_k, strict=True)]
 measured.print_by_length(A_k, "A^(k)")
@@ -141,7 +141,7 @@ the change happens beyond 0.95.
 # %%
 rewards, values = measured.stretches()
 strip = [0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 1.0]
-advantages = np.array([gae(rewards, values, False, gamma=0.99, lambda_=x).advantages for x in strip])
+advantages = np.array([gae(rewards, values, False, gamma=0.99, lambda_=x)[0] for x in strip])
 measured.check_stretches(rewards, values, 0.99, advantages)
 figures.lambdas(rewards, values, advantages, strip)
 
@@ -178,9 +178,10 @@ def loop(rewards, values, terminated, truncated, final_values, bootstrap_value, 
     """Returns the advantages [T, N], from the last row to the first."""
     advantages, next_value, later = np.zeros(rewards.shape), bootstrap_value, 0.0
     for t in reversed(range(len(rewards))):
-        next_value = np.where(terminated[t], 0, np.where(truncated[t], final_values[t], next_value))
-        later = np.where(terminated[t] | truncated[t], 0, later)  # A_{t+1}, if it is of the same episode
-        later = advantages[t] = rewards[t] + gamma * next_value - values[t] + gamma * lambda_ * later
+        next_value = np.select([terminated[t], truncated[t]], [0, final_values[t]], next_value)
+        later = np.where(terminated[t] | truncated[t], 0, later)  # A_{t+1} of the same episode
+        delta = rewards[t] + gamma * next_value - values[t]
+        later = advantages[t] = delta + gamma * lambda_ * later
         next_value = values[t]
     return advantages
 
@@ -203,8 +204,8 @@ not have. This one passes both ends in one flag:
 # %%
 def mine(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
     """My GAE, called by the names that check_gae uses."""
-    done = terminated | truncated
-    return loop(rewards, values, done, np.zeros_like(done), values, bootstrap_value, gamma, lambda_)
+    done, never = terminated | truncated, np.zeros_like(truncated)
+    return loop(rewards, values, done, never, values, bootstrap_value, gamma, lambda_)
 
 
 print(check_gae(mine))
@@ -451,7 +452,7 @@ for no reason.
 
 # %%
 rng, dropped = np.random.default_rng(6), 5
-rewards, values = 1 + 0.3 * rng.normal(size=8), 0.3 * rng.normal(size=9)  # better than the critic expects
+rewards, values = 1 + 0.3 * rng.normal(size=8), 0.3 * rng.normal(size=9)
 is_dropped = np.arange(8) == dropped
 advantages, _ = gae(rewards, values, False, is_dropped, gamma=0.9, lambda_=0.8)
 counted, kept = normalize(advantages), normalize(advantages, mask=~is_dropped)
@@ -472,8 +473,8 @@ r"""
 1. $\delta_t$ estimates the advantage; GAE averages estimates of all lengths:
    $\hat A_t = \delta_t + \gamma\lambda \hat A_{t+1}$.
 2. $\lambda$ trades the critic's error against the noise of the rewards; start with 0.95, and let a sweep decide.
-3. A termination bootstraps from 0, a truncation from $V(\text{final})$, the last row from $V(s_T)$; nothing else
-   crosses an end.
+3. A termination bootstraps from 0, a truncation from $V(\text{final})$, the last row from $V(s_T)$; nothing crosses an
+   end.
 4. Training curves hide mistakes at these ends: test the function, by derivatives or by `check_gae`.
 5. Rows without an estimate stay out of the loss and of the standardization.
 
@@ -504,7 +505,8 @@ reward after an end; no advantage before the end may move.
 ```python
 for t in reversed(range(T)):
     next_value = 0 if terminated[t] else values[t + 1]
-    later = advantages[t] = rewards[t] + gamma * next_value - values[t] + gamma * lambda_ * later
+    delta = rewards[t] + gamma * next_value - values[t]
+    later = advantages[t] = delta + gamma * lambda_ * later
 ```
 
 <details><summary>Answer</summary>
