@@ -1,24 +1,24 @@
-"""Trains a small PPO agent with the right advantages and with common GAE bugs, and writes its learning curves.
+"""Trains a small PPO agent with the right advantages, with common GAE bugs, and with other λ; writes learning curves.
 
-    python examples/notebook/bug_study.py --out examples/notebook/bug_study.json    # 32 seeds of each: some minutes on two CPU cores
-    python examples/notebook/bug_study.py --draw examples/notebook/bug_study.png    # the figure of the README, without training
-    python examples/notebook/bug_study.py --help
+    python examples/notebook/bug_study.py --out bug_study.json    # 32 seeds of each: ten minutes on two CPU cores
+    python examples/notebook/bug_study.py --draw bug_study.png    # the figure of the README, without training
 
 The task is to balance a pole on a cart (Barto, Sutton and Anderson, 1983), with a reward of 1 a step. An episode of
 training terminates when the pole or the cart leaves its bounds, and is truncated by a time limit. An evaluation has
-five times as many steps, so it shows what training never does. `examples/notebook/gae_explained.ipynb` draws all results.
+five times as many steps, so it shows what training never does. `gae_explained.ipynb` draws all results.
 """
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
 import platform
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +33,6 @@ EVALUATIONS, ITERATIONS_BETWEEN = 16, 4  # in all 64 iterations: 131,072 steps
 GAMMA, LAMBDA, CLIP, LEARNING_RATE, VALUE_WEIGHT, MAX_GRAD_NORM = 0.99, 0.95, 0.2, 1e-3, 0.5, 0.5
 VALUE_SCALE = 10.0  # the value network's output counts in units of so many steps
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The bugs. Each takes the arguments of `gae` by name, and returns advantages.
 
 
@@ -100,7 +99,14 @@ BUGS: dict[str, Callable[..., Array]] = {
 
 LEFT_OUT = "V(s_t) for V(final)"  # in this task the two values are nearly equal
 
-# ---------------------------------------------------------------------------------------------------------------------
+SWEEP = (0.0, 0.5, 0.8, 0.9, 0.98, 1.0)  # λ in place of LAMBDA
+
+
+def with_lambda(lambda_: float) -> Callable[..., Array]:
+    """Returns the right estimator with another λ."""
+    return lambda **case: right(**case | {"lambda_": lambda_})
+
+
 # The orders. Each takes a random key and the right advantages, `[STEPS, ENVS]`, and moves advantages to other rows.
 
 
@@ -147,8 +153,8 @@ TRAINED = {name: (estimate, in_order, in_order) for name, estimate in BUGS.items
 TRAINED |= {name: (right, order, order) for name, order in ORDERS.items()}
 TRAINED["reverse for the policy only"] = right, reversed_in_time, in_order
 TRAINED["reverse for the critic only"] = right, in_order, reversed_in_time
+TRAINED |= {f"λ = {lambda_:g}": (with_lambda(lambda_), in_order, in_order) for lambda_ in SWEEP}
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The task.
 
 
@@ -170,7 +176,6 @@ def push(state: Array, action: Array) -> tuple[Array, Array]:
     return state, (jnp.abs(state[0]) > 2.4) | (jnp.abs(state[2]) > 0.2095)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # The agent.
 
 
@@ -308,17 +313,10 @@ def untrained(policy_key: Array, value_key: Array, env_key: Array) -> Any:
 
 
 def train(estimate: Any, policy_order: Any, critic_order: Any, key: Array) -> tuple[Array, Array]:
-    """Trains one agent.
+    """Trains one agent, with one of BUGS and orders for the policy's loss and for the critic's targets.
 
-    Args:
-      estimate: one of BUGS.
-      policy_order: `in_order`, `reversed_in_time`, or one of ORDERS, for the advantages of the policy's loss.
-      critic_order: the same for the advantages in the critic's targets.
-      key: decides all that is random.
-
-    Returns:
-      The evaluations, `[EVALUATIONS + 1]`, the first one before training; and the mean length of the episodes of
-      training between them, `[EVALUATIONS]`.
+    Returns the evaluations, `[EVALUATIONS + 1]`, the first one before training, and the mean length of the episodes of
+    training between them, `[EVALUATIONS]`.
     """
     *start_keys, train_key, eval_key = jax.random.split(key, 5)
     state = untrained(*start_keys)
@@ -356,41 +354,42 @@ def machine() -> dict[str, Any]:
     }
 
 
-def refuse_unless_writable(option: str, path: pathlib.Path) -> None:
-    """Refuses a path that no file can be written to."""
-    try:
-        existed = path.exists()
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        command_line.refuse(f"{option}: cannot write {str(path)!r}: {error.strerror}")
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to do, and where to write."""
+
+    out: pathlib.Path = pathlib.Path("bug_study.json")  # where to write the results
+    seeds: int = 32  # agents of each variant, 1 to 1024
+    draw: pathlib.Path | None = None  # draw the results that lie beside this script into this file; nothing is trained
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which tyro prints, before any agent is trained."""
+        if not 1 <= self.seeds <= 1024:
+            raise ValueError(f"--seeds must be from 1 to 1024; got {self.seeds}")
+        path = self.draw or self.out
+        if path.is_dir() or not path.parent.is_dir():
+            raise ValueError(f"{'--draw' if self.draw else '--out'}: cannot write {str(path)!r}")
 
 
 def main() -> None:
     """Trains every variant and writes the file, or draws."""
-    parser = command_line.Parser(__doc__ or "")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("bug_study.json"), help="where to write")
-    seeds = command_line.number(int, "a whole number from 1 to 1024", lambda x: 1 <= x <= 1024)
-    parser.add_argument("--seeds", type=seeds, default=32, help="agents of each variant")
-    parser.add_argument("--draw", type=pathlib.Path, help="draw the results beside this script, and train nothing")
-    options = parser.parse_args()
+    try:
+        import gae_figures  # needs matplotlib
+        import tyro
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; run: pip install -e '.[notebook]'", file=sys.stderr)
+        sys.exit(2)
+    options = tyro.cli(Options, description=__doc__)
     if options.draw is None:
-        refuse_unless_writable("--out", options.out)
         write_results(options.out, options.seeds)
     else:
-        command_line.require("notebook", "matplotlib")
-        refuse_unless_writable("--draw", options.draw)
-        draw(options.draw)
+        gae_figures.same_curve_worse_agent(read_results()).savefig(options.draw, format="png")
+        print(f"wrote {options.draw}")
 
 
-def draw(path: pathlib.Path) -> None:
-    """Draws the figure of the README from the results that lie beside this script."""
-    import gae_figures
-
-    record = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    gae_figures.same_curve_worse_agent(record).savefig(path, format="png")
-    print(f"wrote {path}")
+def read_results() -> Any:
+    """Returns the results that lie beside this script."""
+    return json.loads(pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
 def write_results(path: pathlib.Path, seeds: int) -> None:
