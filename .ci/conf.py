@@ -30,16 +30,16 @@ examples/guides/*
 examples/notebook/gae_explained
 examples/README
 tests/README
-versions
-CONTRIBUTING
-CHANGELOG
+ci/versions
+github/CONTRIBUTING
+github/CHANGELOG
 ```
 """
 
 
 def adapt_page(app, page, text):
-    """Adds the navigation to README.md, and removes hidden folders from links: the site has none."""
-    text[0] = re.sub(r"(\]\([^)\s]*?)\.(ci|github)/", r"\1", text[0]) + (NAVIGATION if page == root_doc else "")
+    """Adds the navigation to README.md, and removes the dot of hidden folders from links."""
+    text[0] = re.sub(r"(\]\([^)\s]*?)\.(ci|github)/", r"\1\2/", text[0]) + (NAVIGATION if page == root_doc else "")
 
 
 def adapt_docstring(app, what, name, obj, options, lines):
