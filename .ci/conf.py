@@ -9,7 +9,7 @@ project = html_title = "gae_jax"
 root_doc = "README"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 html_theme = "furo"
-html_copy_source = False
+html_copy_source = html_show_copyright = False
 html_math_renderer = "mathml"  # browsers show it without a script from the network
 default_role = "py:obj"  # in docstrings, `gae` is a link
 autodoc_typehints = "none"  # the docstrings say the shapes
