@@ -79,17 +79,17 @@ def test_api_has_the_public_names():
 
 
 def calls(page):
-    """The calls that the page's blocks of code consist of or end with, without their formatting."""
-    code = [part for block in pages.blocks(page) for part in block.split("\n\n") if ">>>" not in part]
-    return [ast.unparse(ast.parse(part).body[-1]).removeprefix("advantages, targets = ") for part in code]
+    """The calls in the page's blocks of code, without their formatting."""
+    nodes = [node for code in pages.blocks(page) if ">>>" not in code for node in ast.parse(code).body]
+    return {ast.unparse(node.value) for node in nodes if isinstance(node, ast.Assign | ast.Expr)}
 
 
 def test_replacements_are_calls_of_migrating():
     """`test_migrating.py` compares these calls with the libraries."""
     [block] = [block for block in pages.blocks(README) if block.startswith("# PureJaxRL")]
-    replacements = [ast.unparse(call) for call in ast.parse(block).body]
+    replacements = {ast.unparse(call) for call in ast.parse(block).body}
     assert len(replacements) == 6
-    assert set(replacements) <= set(calls("examples/guides/migrating.md"))
+    assert replacements <= calls("examples/guides/migrating.md")
 
 
 def test_page_of_the_tests_names_every_module():
