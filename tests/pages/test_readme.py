@@ -6,6 +6,7 @@
 import ast
 import doctest
 import inspect
+import json
 import re
 import tomllib
 
@@ -107,6 +108,25 @@ def test_speed_is_the_first_sentence_of_the_benchmark():
     assert f"PureJaxRL's loop takes {' '.join(speed.split())} times at 2048 × 2048" in pages.read(
         "examples/guides/benchmark.md"
     )
+
+
+def test_figure_has_the_returns_of_its_file():
+    results = json.loads(pages.read("examples/notebook/bug_study.json"))["results"]
+    shown = ("right", "truncation as termination", "truncation not cut")
+    ends = [np.array([seed[-1] for seed in results[name]["evaluations"]]) for name in shown]
+    medians, reached, worst = [np.median(x) for x in ends], [sum(x >= 495) for x in ends], [min(x) for x in ends]
+    caption = pages.read(README).partition("the medians are")[2].partition("(")[0]
+    assert [int(x) for x in re.findall(r"\d+", caption)] == [round(x) for x in [*medians, *reached, 32, 495, *worst]]
+    assert all(len(x) == 32 for x in ends)
+
+
+def test_five_of_six_bugs_reach_the_top_training_score():
+    results = json.loads(pages.read("examples/notebook/bug_study.json"))["results"]
+    bugs = ["result in reverse", "flag of the step before", "termination ignored", "λ missing on the first hop"]
+    bugs += ["truncation as termination", "truncation not cut"]
+    scores = [np.mean([seed[-1] for seed in results[name]["training_lengths"]]) for name in bugs]
+    assert sum(score > 98 for score in scores) == 5
+    assert "Of six agents with a planted bug, five still reach the top training score" in pages.read(README)
 
 
 # Versions.
