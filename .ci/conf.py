@@ -43,13 +43,14 @@ def adapt_page(app, page, text):
 
 
 def adapt_docstring(app, what, name, obj, options, lines):
-    """Marks indented equations as text, and escapes `lambda_`, which reStructuredText takes for a link."""
+    """Marks indented equations as text, and escapes what reStructuredText does not take as text: `lambda_`, |V|."""
     paragraphs = "\n".join(lines).split("\n\n")
     for i, text in enumerate(paragraphs):
         if re.match(r" {4}\S", text):
             paragraphs[i] = f".. code-block:: none\n\n{text}"
         elif not text.startswith(">>>"):
-            paragraphs[i] = re.sub(r"(?<![`\w])lambda_(?![`\w])", r"lambda\\_", text)
+            text = re.sub(r"(?<![`\w])lambda_(?![`\w])", r"lambda\\_", text)
+            paragraphs[i] = re.sub(r"\|(?=\w)", r"\\|", text)
     lines[:] = "\n\n".join(paragraphs).split("\n")
 
 
