@@ -7,4 +7,4 @@ from gae_jax._n_step import n_step_advantages as n_step_advantages
 from gae_jax._normalize import normalize as normalize
 from gae_jax._vtrace import vtrace as vtrace
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -1,79 +1,60 @@
-"""README.md against the code, the other pages and pyproject.toml; the links of all pages."""
+"""README.md against the code, the other pages and pyproject.toml; the files that all pages link to.
 
+`.ci/run docs` checks the links to headings.
+"""
+
+import ast
+import doctest
 import inspect
 import json
 import re
 import tomllib
 
-import bug_study
 import numpy as np
 import pytest
-from support import pages, peers
-from support.laws import assert_close
+from support import pages
 from support.oracle import oracle
 
 import gae_jax
 from gae_jax import _recursion, testing
 
-README, MIGRATING = "README.md", "examples/guides/migrating.md"
+README, API, CHANGES = "README.md", ".ci/api.md", ".github/CHANGELOG.md"
 PAGES = sorted(
-    {
-        README,
-        "tests/README.md",
-        *(str(path.relative_to(pages.ROOT)) for path in (pages.ROOT / "examples").rglob("*.md")),
-    }
+    str(path.relative_to(pages.ROOT))
+    for folder in (".", ".github", "tests", "examples", "examples/guides")
+    for path in (pages.ROOT / folder).glob("*.md")
 )
 
-# Links.
 
-
-def prose(page):
-    """The page without its blocks of code."""
-    return re.sub(r"^```.*?^```$", "", pages.read(page), flags=re.M | re.S)
-
-
-def links(page):
-    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]+`", "", prose(page)))
-
-
-def anchors(page):
-    """The anchors that GitHub gives to the headings."""
-    headings = re.findall(r"^#+ +(.*?) *$", prose(page), re.M)
-    text = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
-    names = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in text]
-    return {f"{name}-{names[:i].count(name)}".removesuffix("-0") for i, name in enumerate(names)}
-
-
-def broken(page):
-    """The links to files that are not there, and to headings that the page does not have."""
-    for link in links(page):
-        path, _, anchor = link.partition("#")
-        target = (pages.ROOT / page).parent / path if path else pages.ROOT / page
-        if link.startswith("https://"):
-            continue
-        if not target.exists() or (anchor and anchor not in anchors(target.resolve().relative_to(pages.ROOT))):
-            yield link
+def linked_files(page):
+    without_code = re.sub(r"^```.*?^```$|`[^`\n]+`", "", pages.read(page), flags=re.M | re.S)
+    links = re.findall(r"\]\(([^)\s#]+)", without_code)
+    return {((pages.ROOT / page).parent / link).resolve() for link in links if not link.startswith("https://")}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_resolve(page):
-    assert list(broken(page)) == []
+def test_linked_files_exist(page):
+    assert [path for path in linked_files(page) if not path.exists()] == []
 
 
 def test_readme_links_to_every_page():
-    assert set(PAGES) - {README} <= {link.partition("#")[0] for link in links(README)}
+    assert {pages.ROOT / page for page in PAGES} - linked_files(README) == {pages.ROOT / README}
 
 
-# The recursion and the API.
+# The code.
 
 
-def test_first_call_matches_oracle():
-    [call] = [block for block in pages.blocks(README) if block.startswith("from gae_jax import gae\n")]
-    arguments = peers.kind_of_rollout("final_values", 0, 0.99, 0.95).arguments()
-    names = {name: arguments[name] for name in ("rewards", "terminated", "truncated", "final_values")}
-    names |= {"values": arguments["values"][:-1], "last_value": arguments["values"][-1]}
-    result = pages.run(call, names)
-    assert_close((result["advantages"], result["targets"]), oracle(**arguments))
+def test_printed_advantages_match_oracle():
+    names, printed = {}, []
+    for block in pages.blocks(README)[:2]:  # the first call, and time limits
+        for example in doctest.DocTestParser().get_examples(block):
+            if example.want:
+                printed.append(np.array([row.strip("[] ").split() for row in example.want.splitlines()], float))
+            else:
+                exec(example.source, names)
+    arguments = {name: names[name] for name in ("rewards", "values", "terminated")} | {"gamma": 0.5, "lambda_": 0.5}
+    limits = {"truncated": names["truncated"], "final_values": np.full((3, 2), 2.0)}
+    np.testing.assert_allclose(printed, [oracle(**arguments)[0], oracle(**arguments, **limits)[0]])
 
 
 def test_step_is_the_source():
@@ -82,43 +63,41 @@ def test_step_is_the_source():
 
 
 def test_signature_is_the_one_of_gae():
-    [printed] = [block for block in pages.blocks(README) if block.startswith("gae(")]
+    [printed] = [block for block in pages.blocks(README) if block.startswith("gae(rewards, values, terminated, trunc")]
     parameters = inspect.signature(gae_jax.gae).parameters.values()
     signature = inspect.Signature([x.replace(annotation=inspect.Parameter.empty) for x in parameters])
     assert " ".join(printed.split()) == f"gae{signature} -> GAEOutput(advantages, targets)"
 
 
-def test_api_names_are_the_public_names():
-    rows = re.findall(r"^\| `([\w.]+)` \|", prose(README).partition("\n## API\n")[2].partition("\n## ")[0], re.M)
-    public = {name for name, x in vars(gae_jax).items() if not (name.startswith("_") or inspect.ismodule(x))}
-    checks = {name for name in vars(testing) if name.startswith("check_")}
-    assert sorted(rows) == sorted(public | {f"testing.{name}" for name in checks})
+def test_api_has_the_public_names():
+    public = [name for name, x in vars(gae_jax).items() if not (name.startswith("_") or inspect.ismodule(x))]
+    checks = [f"testing.{name}" for name in vars(testing) if name.startswith("check_")]
+    rows = [name for name, _ in pages.table(README, "| name | what it does |")]
+    assert sorted(rows) == sorted(f"`{name}`" for name in public + checks)
+    documented = re.findall(r"^\.\. auto\w+:: (?:gae_jax\.)?(.*)", pages.read(API), re.M)
+    assert documented[0] == "gae"
+    assert {*public, *checks} <= set(documented)
 
 
-# The tables.
+def calls(page):
+    """The calls in the page's blocks of code, without their formatting."""
+    nodes = [node for code in pages.blocks(page) if ">>>" not in code for node in ast.parse(code).body]
+    return {ast.unparse(node.value) for node in nodes if isinstance(node, ast.Assign | ast.Expr)}
+
+
+def test_replacements_are_calls_of_migrating():
+    """`test_migrating.py` compares these calls with the libraries."""
+    [block] = [block for block in pages.blocks(README) if block.startswith("# PureJaxRL")]
+    replacements = {ast.unparse(call) for call in ast.parse(block).body}
+    assert len(replacements) == 6
+    assert replacements <= calls("examples/guides/migrating.md")
 
 
 def test_page_of_the_tests_names_every_module():
-    modules = {path.name for path in (pages.ROOT / "tests").rglob("test_*.py")}
-    assert set(re.findall(r"`(test_\w+\.py)`", pages.read("tests/README.md"))) == modules
-
-
-REPLACED = {  # the row of examples/guides/migrating.md, by the row of the README
-    "PureJaxRL, `ppo.py`": "PureJaxRL",
-    "PureJaxRL, `ppo_rnn.py`": "PureJaxRL, recurrent (`ppo_rnn`, `ppo_s5`)",
-    "Brax": "Brax",
-    "rejax": "rejax",
-    "CleanRL, JAX": "CleanRL, JAX (`ppo_atari_envpool_xla_jax`)",
-    "stable-baselines3": "stable-baselines3",
-}
-
-
-def test_replacements_are_rows_of_migrating():
-    """`test_migrating.py` compares these rows with the libraries."""
-    table = pages.table(README, "| your code | its call | with gae_jax |")
-    assert {row: code.strip("`") for row, _, code in table} == {
-        row: peers.adapters()[name] for row, name in REPLACED.items()
-    }
+    tests = pages.ROOT / "tests"
+    modules = {str(path.relative_to(tests)) for path in tests.rglob("test_*.py")}
+    table = pages.table("tests/README.md", "| what is tested | test |")
+    assert {name for _, names in table for name in names.replace("`", "").split(", ")} == modules
 
 
 # The figures.
@@ -131,27 +110,23 @@ def test_speed_is_the_first_sentence_of_the_benchmark():
     )
 
 
-def test_compile_times_are_those_of_the_agents():
-    [row] = [row for row in pages.table("examples/guides/agents.md", "| T | skrl | gae |")[1:] if row[0] == "128"]
-    found = re.findall(
-        r"its\s+first call takes (.*? s) of CPU time at T = 128.*?of `gae` (.*? s) ", pages.read(README), re.S
-    )
-    assert found == [tuple(row[1:])]
-
-
 def test_figure_has_the_returns_of_its_file():
     results = json.loads(pages.read("examples/notebook/bug_study.json"))["results"]
+    shown = ("right", "truncation as termination", "truncation not cut")
+    ends = [np.array([seed[-1] for seed in results[name]["evaluations"]]) for name in shown]
+    medians, reached, worst = [np.median(x) for x in ends], [sum(x >= 495) for x in ends], [min(x) for x in ends]
+    caption = pages.read(README).partition("the medians are")[2].partition("(")[0]
+    assert [int(x) for x in re.findall(r"\d+", caption)] == [round(x) for x in [*medians, *reached, 32, 495, *worst]]
+    assert all(len(x) == 32 for x in ends)
 
-    def at_the_end(name, curve):
-        return np.mean([seed[-1] for seed in results[name][curve]])
 
-    names = ("right", "truncation as termination", "truncation not cut")
-    printed = re.findall(r"the agents reach (\d+), (\d+) and (\d+) ", pages.read(README))
-    assert printed == [tuple(f"{at_the_end(name, 'evaluations'):.0f}" for name in names)]
-    bugs = [name for name in bug_study.BUGS if name in results and name != "right"]
-    assert len(bugs) == 6
-    assert sum(at_the_end(name, "training_lengths") > 98 for name in bugs) == 5
-    assert "five of six buggy agents reach the time limit in training" in pages.read(README)
+def test_five_of_six_bugs_reach_the_top_training_score():
+    results = json.loads(pages.read("examples/notebook/bug_study.json"))["results"]
+    bugs = ["result in reverse", "flag of the step before", "termination ignored", "λ missing on the first hop"]
+    bugs += ["truncation as termination", "truncation not cut"]
+    scores = [np.mean([seed[-1] for seed in results[name]["training_lengths"]]) for name in bugs]
+    assert sum(score > 98 for score in scores) == 5
+    assert "Of six agents with a planted bug, five still reach the top training score" in pages.read(README)
 
 
 # Versions.
@@ -159,11 +134,11 @@ def test_figure_has_the_returns_of_its_file():
 
 def test_requirements_are_those_of_pyproject():
     project = tomllib.loads(pages.read("pyproject.toml"))["project"]
-    (jax,) = [x.removeprefix("jax>=") for x in project["dependencies"] if x.startswith("jax>=")]
+    [jax] = [x.removeprefix("jax>=") for x in project["dependencies"] if x.startswith("jax>=")]
     python = project["requires-python"].removeprefix(">=")
     assert f"jax {jax} or newer and Python {python} or newer" in pages.read(README).partition("## Install")[2]
 
 
 def test_version_is_cited_and_has_its_changes():
     assert f"version = {{{gae_jax.__version__}}}" in pages.read(README)
-    assert pages.read(README).partition("## Citation and changes")[2].count(f"- **{gae_jax.__version__}**: ") == 1
+    assert pages.read(CHANGES).startswith(f"# Changes\n\n## {gae_jax.__version__}\n")
