@@ -15,7 +15,7 @@ PAGE = "examples/guides/tokens.md"
 
 def random_names(heading: str, seed: int) -> dict[str, Any]:
     """The names that the recipe uses, with random contents."""
-    return RECIPES[heading][0](np.random.default_rng(seed))
+    return RECIPES[heading].names(np.random.default_rng(seed))
 
 
 def known_names() -> dict[str, Any]:
@@ -29,7 +29,7 @@ def program(heading: str, code: str) -> Callable[[dict[str, Any]], dict[str, jax
     """The code as a function of its arrays, which returns the names that the reference of the recipe defines."""
     names = random_names(heading, 0)
     constants = known_names() | {name: x for name, x in names.items() if not is_data(x)}
-    wanted = RECIPES[heading][1](**names)
+    wanted = RECIPES[heading].reference(**names)
 
     def outputs(arrays: dict[str, Any]) -> dict[str, jax.Array]:
         result = pages.run(code, constants | arrays)
@@ -52,7 +52,7 @@ def outputs_of(heading: str, seed: int, *, code: str | None = None) -> dict[str,
 def largest_difference(heading: str, seed: int, *, code: str | None = None) -> float:
     """From the reference, relative to its root mean square; infinite where an output is not a finite number."""
     outputs, differences = outputs_of(heading, seed, code=code), []
-    for name, want in RECIPES[heading][1](**random_names(heading, seed)).items():
+    for name, want in RECIPES[heading].reference(**random_names(heading, seed)).items():
         defined = ~np.isnan(want)  # the target of a masked row is not part of the definition
         difference = np.abs(np.asarray(outputs[name]) - want)[defined]
         relative = difference.max() / np.sqrt(np.mean(want[defined] ** 2))
