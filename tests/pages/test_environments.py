@@ -1,17 +1,15 @@
 """Each recipe of examples/guides/environments.md, run as printed on the kind of reset that it is for.
 
-A small environment steps through episodes and logs its transitions as they are before any reset. The oracle takes them
-episode by episode, so nothing of the resetting is in the reference. The tests marked `slow` compare the rows of this
-environment with those of the libraries.
+A small environment logs its transitions as they are before any reset. The oracle takes them episode by episode, so
+nothing of the resetting is in the reference. Tests marked `slow` compare the environment with those of the libraries.
 """
 
 import ast
-import contextlib
 import functools
 import itertools
 import re
-import types
 import warnings
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -27,30 +25,33 @@ PAGE = "examples/guides/environments.md"
 N, STEPS = 4, 60
 LIMIT = 12  # steps: short enough for time limits and terminations both to be frequent
 PARAMETERS = {"gamma": 0.99, "lambda_": 0.95}
-
-NEXT_STEP, SAME_STEP = "gymnasium, `AutoresetMode.NEXT_STEP`, and envpool", "gymnasium, `AutoresetMode.SAME_STEP`"
-DISABLED, OLD_GYMNAX = "gymnasium, `AutoresetMode.DISABLED`", "gymnax below 1.0"
+NEXT_STEP, OLD_GYMNAX = "gymnasium, `AutoresetMode.NEXT_STEP`, and envpool", "gymnax below 1.0"
 BRAX, BRAX_FINAL = "Brax, its own wrappers", "Brax, the final observation kept"
 PLAYGROUND, FIRST = "MuJoCo Playground, `full_reset=True`", "dm_env, jumanji and Dreamer's replay"
 RECURRENT, STREAMS, ASYNC = "A recurrent critic", "Interleaved streams by id", "envpool, asynchronous"
 SPLIT = "Workers split over devices"
 
 # A mistake in each recipe, which its test must find: what is printed, and what stands there instead.
-MISTAKES = {
-    NEXT_STEP: ("mask=mask, ", ""),
-    SAME_STEP: ("value_fn(final_obs)", "value_fn(obs)[1:]"),
-    DISABLED: ("value_fn(next_obs)", "value_fn(obs)[1:]"),
+SAME_STEP = {
+    "gymnasium, `AutoresetMode.SAME_STEP`": ("value_fn(final_obs)", "value_fn(obs)[1:]"),
+    "gymnasium, `AutoresetMode.DISABLED`": ("value_fn(next_obs)", "value_fn(obs)[1:]"),
     "gymnax": ('value_fn(info["final_observation"])', "value_fn(obs)[1:]"),
     OLD_GYMNAX: ('info["terminated"], done', "done, done"),
     BRAX: ("done * (1 - truncated)", "done"),
     BRAX_FINAL: ("done * (1 - truncated)", "done"),
     PLAYGROUND: ("done * (1 - truncated)", "done"),
+}
+MISTAKES = SAME_STEP | {
+    NEXT_STEP: ("mask=mask, ", ""),
     FIRST: ("rewards[1:]", "jnp.nan_to_num(rewards[:-1])"),
     RECURRENT: ("jnp.zeros_like(resets[1:])", "resets[1:]"),
     STREAMS: ("jnp.lexsort((steps, ids))", "jnp.argsort(ids, stable=True)"),
     ASYNC: ("end[1:] & ~no_step", "end[1:]"),
     SPLIT: (', axis_name="workers"', ""),
 }
+
+
+# The environment, and what libraries return of it.
 
 
 class Transition(NamedTuple):
@@ -79,7 +80,7 @@ class Walk:
 
 
 def rows_of(walk, same_step):
-    """What one worker's environment returns: the step that ends an episode also resets, or the step after it does."""
+    """The rows of one worker: the step that ends an episode also resets, or the step after it only resets."""
     obs, resets = walk.reset(), False
     while True:
         last = Transition(obs, np.float32(0), False, False, walk.reset()) if resets else walk.step()
@@ -87,65 +88,48 @@ def rows_of(walk, same_step):
         following = walk.reset() if ended and same_step else final
         kept = {"truncation": np.float32(last.truncated & ~last.terminated), "obs": final}
         info = {"final_obs": final, "final_observation": final, "terminated": last.terminated} | kept
-        flags = {
-            "terminated": last.terminated,
-            "truncated": last.truncated,
-            "done": np.float32(ended),
-            "live": not resets,
-        }
         info["AutoResetWrapper_preserve_info"] = kept
-        yield flags | {"obs": obs, "following": following, "rewards": last.reward, "next_obs": final, "info": info}
+        row = last._asdict() | {"obs": obs, "following": following, "info": info, "done": np.float32(ended)}
+        yield row | {"rewards": last.reward, "live": not resets}
         obs, resets = following, ended and not same_step
 
 
-class Recording(NamedTuple):
-    names: dict[str, Any]  # that recipes use
-    live: np.ndarray  # [T, N], the rows that are transitions
-    logs: list[list[Transition]]  # the transitions of each worker
+def batch(columns):
+    return jax.tree.map(lambda *x: np.stack(x), *(next(column) for column in columns))
 
 
-def stacked(rows, logs):
-    """A recording of the rows, each a dict of arrays [N, ...]; empties the logs."""
-    names = jax.tree.map(lambda *x: np.stack(x), *rows)
-    names["obs"] = np.concatenate([names["obs"], names.pop("following")[-1:]])
-    taken = [log[:] for log in logs]
-    for log in logs:
-        log.clear()
-    every = [x for log in taken for x in log]
-    assert min(sum(x.terminated for x in every), sum(x.truncated > x.terminated for x in every)) >= 3
-    return Recording(names, names.pop("live", np.ones(names["rewards"].shape, bool)), taken)
+def rollouts(same_step, count=1):
+    """Yields rollouts of the workers, one after another: what recipes use, and the log of each worker."""
+    walks = [Walk(seed) for seed in range(N)]
+    columns = [rows_of(walk, same_step) for walk in walks]
+    for _ in range(count):
+        names = jax.tree.map(lambda *x: np.stack(x), *(batch(columns) for _ in range(STEPS)))
+        names["obs"] = np.concatenate([names["obs"], names["following"][-1:]])
+        names["infos"] = [{"final_obs": x} for x in names["next_obs"]]
+        assert names["info"]["truncation"].sum() >= 3 <= names["terminated"].sum()
+        yield names, [walk.log for walk in walks]
+        for walk in walks:
+            walk.log = []
 
 
-def walks(same_step, rollouts=1):
-    """Recordings of the walks, one after another."""
-    workers = [Walk(seed) for seed in range(N)]
-    columns = [rows_of(walk, same_step) for walk in workers]
-    for _ in range(rollouts):
-        rows = [jax.tree.map(lambda *x: np.stack(x), *(next(column) for column in columns)) for _ in range(STEPS)]
-        yield stacked(rows, [walk.log for walk in workers])
+# The comparison.
 
 
 def value_fn(obs):
     """A critic: linear, with random weights."""
-    weights = np.random.default_rng(0).normal(size=obs.shape[-1]).astype(np.float32)
-    return jnp.asarray(obs, jnp.float32) @ weights
-
-
-def episodes(log):
-    """The transitions of each episode, or of the part of it that the log holds."""
-    ends = [t + 1 for t, x in enumerate(log) if x.terminated or x.truncated]
-    return [log[i:j] for i, j in zip([0, *ends], [*ends, len(log)], strict=True) if i < j]
+    return jnp.asarray(obs, jnp.float32) @ np.array([0.7, -1.3], np.float32)
 
 
 def reference(log, values_of=value_fn, lost=False):
-    """The advantage of each transition of one worker; `lost`: final observations are not known."""
-    results = []
-    for episode in episodes(log):
-        obs, rewards, terminated, truncated, next_obs = (np.stack(x) for x in zip(*episode, strict=True))
+    """The advantage of each transition of one worker, an episode at a time; `lost`: final observations are unknown."""
+    ends = [t + 1 for t, x in enumerate(log) if x.terminated or x.truncated]
+    advantages = []
+    for i, j in itertools.pairwise(sorted({0, *ends, len(log)})):
+        obs, rewards, terminated, truncated, next_obs = (np.stack(x) for x in zip(*log[i:j], strict=True))
         values = np.asarray(values_of(np.concatenate([obs, next_obs[-1:]])))
         final_values = None if lost else values[1:]
-        results.append(oracle(rewards, values, terminated, truncated, final_values=final_values, **PARAMETERS)[0])
-    return np.concatenate(results)
+        advantages.append(oracle(rewards, values, terminated, truncated, final_values=final_values, **PARAMETERS)[0])
+    return np.concatenate(advantages)
 
 
 def results_of(heading, names, change=("", "")):
@@ -154,21 +138,18 @@ def results_of(heading, names, change=("", "")):
     assert change[0] in code
     (call,) = (x for x in pages.blocks(PAGE) if x.startswith("advantages, targets = gae("))
     code = code.replace(*change) + ("" if "gae(" in code else call)
-    bases = {"GymnaxWrapper": object, "brax": types.SimpleNamespace(envs=types.SimpleNamespace(Wrapper=object))}
-    bases["mujoco_playground"] = types.SimpleNamespace(wrapper=types.SimpleNamespace(Wrapper=object))
+    bases = {"GymnaxWrapper": object, "brax": SimpleNamespace(envs=SimpleNamespace(Wrapper=object))}
+    bases["mujoco_playground"] = SimpleNamespace(wrapper=SimpleNamespace(Wrapper=object))
     return pages.run(code, pages.imports(PAGE) | PARAMETERS | bases | {"value_fn": value_fn} | names)
 
 
-def check(heading, recording, names=None, **how):
+def check(heading, names, logs, **how):
     """Asserts that the recipe gives each transition its advantage within its own episode, and a mistake does not."""
-    want = np.zeros(recording.live.shape)
-    for n, log in enumerate(recording.logs):
-        want[recording.live[:, n], n] = reference(log, **how)
-    names = recording.names | (names or {})
-    result = results_of(heading, names)
-    assert difference(result["advantages"], want) < 1e-5
-    wrong = results_of(heading, names, MISTAKES[heading])["advantages"]
-    assert difference(wrong, want) > 0.01
+    want = np.zeros((STEPS, N))
+    for n, log in enumerate(logs):
+        want[names["live"][:, n], n] = reference(log, **how)
+    result, wrong = results_of(heading, names), results_of(heading, names, MISTAKES[heading])
+    assert difference(result["advantages"], want) < 1e-5 < 1e-2 < difference(wrong["advantages"], want)
     return result
 
 
@@ -180,79 +161,64 @@ def difference(got, want):
 # The kinds of resets.
 
 
-@pytest.mark.parametrize("heading", [SAME_STEP, DISABLED, "gymnax", OLD_GYMNAX, BRAX, BRAX_FINAL, PLAYGROUND])
+@pytest.mark.parametrize("heading", SAME_STEP)
 def test_reset_in_the_same_step(heading):
-    """The names of all libraries hold the same data here; `infos` is gymnasium's list."""
-    (recording,) = walks(same_step=True)
-    infos = [{"final_obs": x} for x in recording.names["next_obs"]]
-    result = check(heading, recording, {"infos": infos}, lost=heading == BRAX)
-    truncation = recording.names["info"]["truncation"]
-    np.testing.assert_array_equal(result.get("keep", truncation == 0), truncation == 0)
+    """The names of all libraries hold the same data."""
+    ((names, logs),) = rollouts(same_step=True)
+    result = check(heading, names, logs, lost=heading == BRAX)
+    np.testing.assert_array_equal(result.get("keep", True), (names["info"]["truncation"] == 0) | (heading != BRAX))
 
 
 def test_reset_in_the_next_step():
     """The second rollout begins with a row that only resets, and needs `ended` of the first one there."""
-    first, second = walks(same_step=False, rollouts=2)
-    assert not second.live[0].all()
-    ended = check(NEXT_STEP, first, {"ended": np.zeros(N, bool)})["ended"]
-    result = check(NEXT_STEP, second, {"ended": ended})
-    np.testing.assert_array_equal(result["keep"], second.live)
-    forgotten = results_of(NEXT_STEP, second.names | {"ended": np.zeros(N, bool)})["advantages"]
-    assert difference(forgotten, np.asarray(result["advantages"])) > 0.01
+    ended = none = np.zeros(N, bool)
+    for names, logs in rollouts(same_step=False, count=2):
+        result = check(NEXT_STEP, names | {"ended": ended}, logs)
+        np.testing.assert_array_equal(result["keep"], names["live"])
+        ended = result["ended"]
+    assert not names["live"][0].all()
+    assert difference(results_of(NEXT_STEP, names | {"ended": none})["advantages"], result["advantages"]) > 0.01
 
 
 def test_flags_of_the_first_observation():
     """Row t is about the step that led to its observation; the first reward is NaN, and not read."""
-    (recording,) = walks(same_step=False)
-    names = recording.names
-    for name, first, rest in (
-        ("rewards", np.nan, names["rewards"]),
-        ("is_first", True, ~recording.live),
-        ("is_terminal", False, names["terminated"]),
-    ):
-        names[name] = np.concatenate([np.full((1, N), first, rest.dtype), rest])
-    np.testing.assert_array_equal(check(FIRST, recording)["keep"], recording.live)
+    ((names, logs),) = rollouts(same_step=False)
+    shifted = {"rewards": names["rewards"], "is_first": ~names["live"], "is_terminal": names["terminated"]}
+    first = {"rewards": np.float32(np.nan), "is_first": True, "is_terminal": False}
+    names |= {name: np.concatenate([np.full((1, N), first[name]), x]) for name, x in shifted.items()}
+    np.testing.assert_array_equal(check(FIRST, names, logs)["keep"], names["live"])
 
 
 def test_flags_that_contain_the_time_limit():
     """Each row of the page's table gives the two flags; the limit and a termination may coincide."""
     terminated, truncated = np.array([[1, 0, 0, 1], [0, 1, 0, 1]], bool)
     dones, only = terminated | truncated, truncated & ~terminated
-    stored = {"terminated": terminated, "truncated": truncated, "dones": dones, "time_outs": only}
-    stored |= {
-        "done": dones * 1.0,
-        "truncation": only * 1.0,
-        "masks": np.array([1, *~dones]),
-        "bad_masks": np.array([1, *~only]),
-    }
-    head = "| your code stores | contains the limit | `terminated` | `truncated` |"
-    rows = [row[2:] for row in pages.table(PAGE, head)]
-    assert len(rows) == 5
-    for code in rows[:4]:
-        flags = [np.asarray(eval(x.strip("`"), stored)) != 0 for x in code]
-        np.testing.assert_array_equal(flags[0], terminated)
-        np.testing.assert_array_equal(flags[1] & ~flags[0], only)
+    names = {"terminated": terminated, "truncated": truncated, "dones": dones, "time_outs": only}
+    names |= {"done": dones * 1.0, "truncation": only * 1.0}
+    names |= {"masks": np.array([1, *~dones]), "bad_masks": np.array([1, *~only])}
+    rows = pages.table(PAGE, "| your code stores | contains the limit | `terminated` | `truncated` |")
+    for _, _, *codes in rows[:-1]:  # the last one links to a recipe
+        flags = [np.asarray(eval(x.strip("`"), names)) != 0 for x in codes]
+        np.testing.assert_array_equal([flags[0], flags[1] & ~flags[0]], [terminated, only])
 
 
 def test_stored_values_stand_for_the_critic():
     """The page's line for an agent that has stored V(s_t) and V(s_T)."""
-    (recording,) = walks(same_step=True)
-    *values, last_val = value_fn(recording.names["obs"])
+    *values, last_val = want = np.arange(5.0)
     (code,) = re.findall(r"`(jnp\.concatenate\(\[traj_batch[^`]*)`\s+in its place", pages.read(PAGE))
-    stored = {"jnp": jnp, "last_val": last_val, "traj_batch": types.SimpleNamespace(value=jnp.stack(values))}
-    np.testing.assert_array_equal(eval(code, stored), value_fn(recording.names["obs"]))
+    stored = {"jnp": jnp, "last_val": last_val, "traj_batch": SimpleNamespace(value=np.array(values))}
+    np.testing.assert_array_equal(eval(code, stored), want)
 
 
 # Flat lists of rows.
 
 
 def test_interleaved_streams():
-    """Rows in random order; the streams end where the list ends."""
-    (recording,) = walks(same_step=True)
-    rng = np.random.default_rng(0)
-    logs = [log[: 60 - 7 * n] for n, log in enumerate(recording.logs)]
+    """Rows in random order, inside jit; the streams have different lengths."""
+    ((_, logs),) = rollouts(same_step=True)
+    logs = [log[: STEPS - 7 * n] for n, log in enumerate(logs)]
     rows = [(n, t, *x) for n, log in enumerate(logs) for t, x in enumerate(log)]
-    where = rng.permutation(len(rows))
+    where = np.random.default_rng(0).permutation(len(rows))
     ids, steps, obs, rewards, terminated, truncated, next_obs = (np.stack(x)[where] for x in zip(*rows, strict=True))
     names = {"ids": ids, "steps": steps, "rewards": rewards, "terminated": terminated, "truncated": truncated}
     names |= {"values": value_fn(obs), "next_values": value_fn(next_obs)}
@@ -263,7 +229,7 @@ def test_interleaved_streams():
 
 
 def received(walk):
-    """The rows that an asynchronous pool returns: the reward and the flags are about the step that led to obs."""
+    """What an asynchronous pool returns of a worker: the reward and the flags of the step that led to obs."""
     rows = rows_of(walk, same_step=False)
     first = next(rows)
     yield first["obs"], np.float32(0), False, False
@@ -273,29 +239,28 @@ def received(walk):
 
 def test_asynchronous_environments():
     """The second rollout begins with the last row of each environment, of which some end an episode."""
-    workers, rng = [Walk(seed) for seed in range(N)], np.random.default_rng(3)
-    columns = [received(walk) for walk in workers]
-    rows = []
+    walks, rng, errors, rows = [Walk(seed) for seed in range(N)], np.random.default_rng(8), [], []
+    columns = [received(walk) for walk in walks]
     for _ in range(2):
         rows += [(n, *next(columns[n])) for n in rng.integers(N, size=240)]
-        env_ids, obs, rewards, terminated, truncated = (np.stack(x) for x in zip(*rows, strict=True))
+        columns_of_rows = [np.stack(x) for x in zip(*rows, strict=True)]
+        names = dict(zip(("env_ids", "obs", "rewards", "terminated", "truncated"), columns_of_rows, strict=True))
         rows = [[x for x in rows if x[0] == n][-1] for n in range(N)]
-        names = {"env_ids": env_ids, "obs": obs, "rewards": rewards, "terminated": terminated, "truncated": truncated}
-        want = np.concatenate([reference(walk.log) for walk in workers])
-        for walk in workers:
-            walk.log.clear()
-        result = results_of(ASYNC, names)
+        want = np.concatenate([reference(walk.log) for walk in walks])
+        for walk in walks:
+            walk.log = []
+        result, wrong = results_of(ASYNC, names), results_of(ASYNC, names, MISTAKES[ASYNC])
         assert difference(result["advantages"][result["keep"]], want) < 1e-5
-        np.testing.assert_allclose(result["targets"], result["advantages"] + value_fn(obs)[result["rows"]], atol=1e-5)
-        wrong = results_of(ASYNC, names, MISTAKES[ASYNC])
-        assert difference(wrong["advantages"][result["keep"]], want) > 0.01
-    assert any(end or cut for *_, end, cut in rows)
+        values = result["targets"] - result["advantages"]
+        np.testing.assert_allclose(values, value_fn(names["obs"])[result["rows"]], atol=1e-5)
+        errors.append(difference(wrong["advantages"][result["keep"]], want))
+    assert max(errors) > 0.01
 
 
 # A recurrent critic, and devices.
 
 
-def recurrent_critic(hidden, obs, reset):
+def critic(hidden, obs, reset):
     hidden = jnp.tanh(0.9 * jnp.where(reset, 0, hidden) + obs[:, 0])
     return hidden, hidden + obs[:, 1]
 
@@ -308,55 +273,30 @@ def recurrent_values(obs):
     return hidden[:-1] + obs[:, 1]
 
 
-def recurrent_names(recording):
-    """The hidden state before the rollout is not 0, but reset in the first row."""
-    ends = recording.names["terminated"] | recording.names["truncated"]
-    resets = np.concatenate([np.ones((1, N), bool), ends])
-    names = {"final_obs": recording.names["next_obs"], "resets": resets, "ended": np.zeros(N, bool)}
-    return names | {"critic": recurrent_critic, "hidden": jnp.ones(N)}
-
-
-def test_recurrent_critic():
-    """Each episode by itself, with its final observation; also with a pair as the hidden state, as the page has it."""
-    (recording,) = walks(same_step=True)
-    names = recurrent_names(recording)
-    check(RECURRENT, recording, names, values_of=recurrent_values)
-    after_reset = results_of(RECURRENT, recording.names | names, ("hiddens[:-1]", "hiddens[1:]"))["advantages"]
-    printed = re.search(r"write `(jax\.tree\.map[^`]*)` for\s+`(hiddens\[:-1\])`", pages.read(PAGE)).groups()
-
-    def critic(hidden, obs, reset):
-        hidden, value = recurrent_critic(hidden[0], obs, reset)
-        return (hidden, -hidden), value
-
-    pair = names | {"critic": critic, "hidden": (names["hidden"], names["hidden"])}
-    of_pair = results_of(RECURRENT, recording.names | pair, printed[::-1])["advantages"]
-    assert difference(of_pair, results_of(RECURRENT, recording.names | names)["advantages"]) < 1e-6
-    assert difference(after_reset, np.asarray(of_pair)) > 0.01
-
-
-def test_recurrent_critic_in_the_next_step():
-    """Where `resets[1:]` is `~mask`, as the page says, and not where it is the flags of the step before."""
-    (recording,) = walks(same_step=False)
-    names = recording.names | recurrent_names(recording)
+@pytest.mark.parametrize("same_step", [True, False])
+def test_recurrent_critic(same_step):
+    """With NEXT_STEP, its values are right if `resets[1:]` is `~mask`, as the page says, and not the flags before."""
+    ((names, logs),) = rollouts(same_step)
+    first, ends = np.ones((1, N), bool), names["done"] != 0
+    resets = ends if same_step else ~names["live"]
+    names |= {"critic": critic, "hidden": jnp.ones(N), "final_obs": names["next_obs"], "ended": np.zeros(N, bool)}
+    names |= {"resets": np.concatenate([first, resets])}
+    if same_step:
+        check(RECURRENT, names, logs, values_of=recurrent_values)
+        return
     assert "if `resets[1:]` is `~mask`" in pages.read(PAGE)
-    for resets in ~recording.live, names["resets"][1:]:
-        names["resets"][1:] = resets
-        values = results_of(RECURRENT, names)["values"]
-        result = results_of(NEXT_STEP, names | {"value_fn": lambda _, values=values: values})["advantages"]
-        want = np.concatenate([reference(log, recurrent_values) for log in recording.logs])
-        right = difference(result.T[recording.live.T], want) < 1e-5
-        assert right == (resets is not names["resets"][1:])
+    values = results_of(RECURRENT, names)["values"]
+    check(NEXT_STEP, names | {"value_fn": lambda _: values}, logs, values_of=recurrent_values)
+    wrong = results_of(RECURRENT, names | {"resets": np.concatenate([first, ends])})["values"]
+    assert difference(wrong[:-1][names["live"]], np.asarray(values[:-1])[names["live"]]) > 0.01
 
 
 def test_workers_split_over_devices():
     """On a mesh as `jax.make_mesh` makes it; `normalize` sees all workers."""
-    rng = np.random.default_rng(0)
-    scales = np.arange(1, 2 * jax.device_count() + 1, dtype=np.float32)
-    names = {"rewards": scales * rng.normal(size=(STEPS, len(scales))).astype(np.float32)}
-    names |= {
-        "values": 0 * names["rewards"][[0, *range(STEPS)]],
-        "terminated": rng.random(names["rewards"].shape) < 0.1,
-    }
+    rng, workers = np.random.default_rng(0), 2 * jax.device_count()
+    rewards, values = (rng.normal(size=(n, workers)).astype(np.float32) for n in (STEPS, STEPS + 1))
+    names = {"rewards": rewards * np.arange(workers, dtype=np.float32), "values": values}
+    names["terminated"] = rng.random(rewards.shape) < 0.1
     want, _ = oracle(**names, **PARAMETERS)
     want = (want - want.mean()) / want.std()
     assert difference(results_of(SPLIT, names)["advantages"], want) < 1e-5
@@ -382,10 +322,9 @@ def test_dropped_rows_are_no_samples():
     truncated = np.broadcast_to(np.arange(1, 257)[:, None] % int(limit) == 0, rewards.shape)
     advantages, _ = gae_jax.gae(rewards, 0 * rewards, False, truncated, **PARAMETERS, bootstrap_value=0.0)
     np.testing.assert_allclose(gae_jax.normalize(advantages)[truncated], float(figure), atol=0.05)
-    names = {"advantages": advantages, "terminated": np.zeros(rewards.shape, bool), "truncated": truncated}
+    names = {"advantages": advantages, "terminated": False & truncated, "truncated": truncated}
     names |= pages.imports(PAGE) | {"losses": np.where(truncated, np.nan, rewards)}
     result = pages.run(sample_lines(mask=False), names)
-    assert not result["advantages"][truncated].any()
     live = result["advantages"][~truncated]
     np.testing.assert_allclose([live.mean(), live.std()], [0, 1], atol=1e-6)
     np.testing.assert_allclose(result["loss"], rewards[~truncated].mean(), rtol=1e-5)
@@ -428,7 +367,10 @@ class OldState(NamedTuple):
 
 
 class OldWalk:
-    """Has the methods of an environment of gymnax below 1.0: `done` contains the time limit."""
+    """Has the methods of an environment of gymnax below 1.0, `_env` of a wrapper, and a `done` with the limit in it."""
+
+    def __init__(self, env=None):
+        self._env = env
 
     def reset_env(self, key, params):
         return jnp.zeros(2), OldState(jnp.zeros(2), jnp.array(0))
@@ -439,16 +381,11 @@ class OldWalk:
         return state.place, state, jnp.float32(1), done, {"discount": jnp.float32(~done)}
 
 
-class GymnaxWrapper:
-    def __init__(self, env):
-        self._env = env
-
-
 @pytest.mark.parametrize("terminates", [True, False])
 @pytest.mark.parametrize("limit", [LIMIT, LIMIT + 1])
 def test_old_gymnax_wrapper(terminates, limit):
     """Finds the termination also where the limit is reached in the same step."""
-    env = wrapper_of(OLD_GYMNAX, GymnaxWrapper=GymnaxWrapper, jax=jax, jnp=jnp)(OldWalk())
+    env = wrapper_of(OLD_GYMNAX, GymnaxWrapper=OldWalk, jax=jax, jnp=jnp)(OldWalk())
     state, action = OldState(jnp.zeros(2), jnp.array(LIMIT - 1)), jnp.array([2.0 if terminates else 0.5, 1.0])
     obs, state, _, done, info = jax.jit(env.step)(jax.random.key(0), state, action, OldParams(limit))
     assert (done, info["terminated"]) == (terminates or limit == LIMIT, terminates)
@@ -457,7 +394,7 @@ def test_old_gymnax_wrapper(terminates, limit):
     assert state.time == (0 if done else LIMIT)
 
 
-@contextlib.contextmanager
+@pytest.fixture
 def as_libraries_are():
     """Environments rely on implicit promotion, and warn."""
     with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -487,71 +424,44 @@ def test_rows_of_gymnasium(mode):
     envs = gymnasium.vector.SyncVectorEnv(envs, autoreset_mode=gymnasium.vector.AutoresetMode[mode])
     columns = [rows_of(Walk(seed), same_step=mode != "NEXT_STEP") for seed in range(N)]
     obs, _ = envs.reset()
-    for _ in range(STEPS):
-        want = jax.tree.map(lambda *x: np.stack(x), *(next(column) for column in columns))
+    for want in (batch(columns) for _ in range(STEPS)):
         np.testing.assert_array_equal(obs, want["obs"])
         obs, *row, infos = envs.step(np.zeros(N, int))
-        ends = want["done"] != 0
-        if mode == "DISABLED":
-            np.testing.assert_array_equal(obs, want["next_obs"])
-            obs = envs.reset(options={"reset_mask": ends})[0] if ends.any() else obs
-        if mode == "SAME_STEP" and ends.any():
-            np.testing.assert_array_equal(np.stack(infos["final_obs"][ends]), want["next_obs"][ends])
-        for got, name in zip(row, ("rewards", "terminated", "truncated"), strict=True):
-            np.testing.assert_allclose(got, want[name])
+        np.testing.assert_allclose(row, [want[name] for name in ("rewards", "terminated", "truncated")])
+        if (ends := want["done"] != 0).any() and mode != "NEXT_STEP":
+            final_obs = obs[ends] if mode == "DISABLED" else np.stack(infos["final_obs"][ends])
+            np.testing.assert_array_equal(final_obs, want["next_obs"][ends])
+            obs = envs.reset(options={"reset_mask": ends})[0] if mode == "DISABLED" else obs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interface", ["gymnasium", "gym"])
-def test_rows_of_envpool(interface):
+def test_rows_of_envpool(interface, as_libraries_are):
     """The row after an end only resets: CartPole's step counter is 0 there, and its reward is 1 elsewhere."""
-    with as_libraries_are():
-        envpool = pytest.importorskip("envpool")
-        envs = envpool.make("CartPole-v1", env_type=interface, num_envs=N, max_episode_steps=LIMIT, seed=0)
-    rng, (obs, _), ended = np.random.default_rng(0), envs.reset(), np.zeros(N, bool)
-    kinds = np.zeros(3, int)
+    envpool = pytest.importorskip("envpool")
+    envs = envpool.make("CartPole-v1", env_type=interface, num_envs=N, max_episode_steps=LIMIT, seed=0)
+    rng, (obs, _), ended, kinds = np.random.default_rng(0), envs.reset(), np.zeros(N, bool), np.zeros(2)
     for _ in range(3 * STEPS):
         obs, rewards, terminated, truncated, info = envs.step(rng.integers(2, size=N).astype(np.int32))
-        np.testing.assert_array_equal(info["elapsed_step"] == 0, ended)
-        np.testing.assert_array_equal(rewards, ~ended)
+        np.testing.assert_array_equal([info["elapsed_step"] == 0, rewards == 0], [ended, ended])
         assert not (ended & (terminated | truncated)).any()
         assert np.abs(obs[ended]).max(initial=0) < 0.05  # a first observation
-        kinds += [ended.sum(), terminated.sum(), truncated.sum()]
-        ended = terminated | truncated
+        ended, kinds = terminated | truncated, np.add(kinds, [terminated.sum(), truncated.sum()])
     assert kinds.min() >= 3
 
 
 @pytest.mark.slow
-def test_envpool_interfaces_that_the_page_advises_against():
-    """A time limit looks like a termination in `dm`, and the step counter goes on after a lost life."""
-    pytest.importorskip("dm_env")
-    with as_libraries_are():
-        envpool = pytest.importorskip("envpool")
-        envs = envpool.make_dm("CartPole-v1", num_envs=1, seed=0, max_episode_steps=3)
-        breakout = envpool.make_gymnasium("Breakout-v5", num_envs=1, seed=0, episodic_life=True)
-    envs.reset()
-    steps = [envs.step(np.zeros(1, np.int32)) for _ in range(3)]
-    assert [(int(x.step_type[0]), float(x.discount[0])) for x in steps] == [(1, 1.0), (1, 1.0), (2, 0.0)]
-    breakout.reset()
-    assert any(breakout.step(np.ones(1, np.int32))[2][0] for _ in range(1000))
-    _, rewards, terminated, truncated, info = breakout.step(np.ones(1, np.int32))
-    assert (rewards[0], terminated[0], truncated[0], info["lives"][0]) == (0, False, False, 4)
-    assert info["elapsed_step"][0] > 0
-
-
-@pytest.mark.slow
-def test_final_observation_of_gymnax():
+def test_final_observation_of_gymnax(as_libraries_are):
     """`step_env` from the same state is the transition without the reset."""
     gymnax = pytest.importorskip("gymnax")
     env, params = gymnax.make("CartPole-v1")
     key, params = jax.random.key(0), params.replace(max_steps_in_episode=LIMIT)
-    with as_libraries_are():
-        _, state = env.reset(key, params)
-        for t in range(1, LIMIT + 1):
-            final_obs, *_ = env.step_env(key, state, t % 2, params)
-            obs, state, _, terminated, truncated, info = env.step(key, state, t % 2, params)
-            np.testing.assert_array_equal(info["final_observation"], final_obs)
-            assert (bool(terminated), bool(truncated)) == (False, t == LIMIT)
+    _, state = env.reset(key, params)
+    for t in range(1, LIMIT + 1):
+        final_obs, *_ = env.step_env(key, state, t % 2, params)
+        obs, state, _, terminated, truncated, info = env.step(key, state, t % 2, params)
+        np.testing.assert_allclose(info["final_observation"], final_obs, rtol=1e-5)
+        assert (bool(terminated), bool(truncated)) == (False, t == LIMIT)
     assert np.abs(obs - final_obs).max() > 1e-3  # the reset overwrites it
 
 
@@ -571,31 +481,30 @@ class JaxWalk(NamedTuple):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("heading", [BRAX_FINAL, PLAYGROUND])
-def test_wrappers_of_brax_and_playground(heading):
+def test_wrappers_of_brax_and_playground(heading, as_libraries_are):
     """The walk without any wrapper, from the same states, has the final observations and the terminations."""
     training, envs = (pytest.importorskip(f"brax.envs{x}") for x in (".wrappers.training", ""))
-    playground = pytest.importorskip("mujoco_playground") if heading == PLAYGROUND else types.SimpleNamespace()
-    reset = training.AutoResetWrapper
-    if heading == PLAYGROUND:
-        reset = functools.partial(playground.wrapper.BraxAutoResetWrapper, full_reset=True)
-    env = JaxWalk(playground.State if heading == PLAYGROUND else envs.State)
+    playground = pytest.importorskip("mujoco_playground") if heading == PLAYGROUND else None
+    env = JaxWalk(playground.State if playground else envs.State)
     wrapped = training.EpisodeWrapper(training.VmapWrapper(env), LIMIT, action_repeat=1)
-    keep_final = wrapper_of(heading, brax=types.SimpleNamespace(envs=envs), mujoco_playground=playground)
-    wrapped, true_step, ages, kinds = reset(keep_final(wrapped)), jax.vmap(env.step), np.zeros(N), np.zeros(3, int)
-    with as_libraries_are():
-        state = wrapped.reset(jax.random.split(jax.random.PRNGKey(0), N))
-        for t in range(STEPS):
-            actions = jax.random.uniform(jax.random.key(t), (N, 1), minval=-1, maxval=1)
-            true, state, ages = true_step(state, actions), jax.jit(wrapped.step)(state, actions), ages + 1
-            kept, terminated, limit = state.info, np.asarray(true.done) > 0, ages == LIMIT
-            if heading == PLAYGROUND:
-                assert not kept["truncation"].any()  # why the recipe keeps it elsewhere
-                kept = kept["AutoResetWrapper_preserve_info"]
-            np.testing.assert_array_equal(state.done, terminated | limit)
-            np.testing.assert_array_equal(kept["truncation"], limit & ~terminated)
-            np.testing.assert_allclose(kept["final_obs" if heading == BRAX_FINAL else "obs"], true.obs, rtol=1e-6)
-            moved = np.abs(state.obs - true.obs).max(axis=1) > 1e-3
-            np.testing.assert_array_equal(moved, terminated | limit)  # the reset overwrites the observation
-            kinds += [terminated.sum(), limit.sum(), N]
-            ages = np.where(state.done, 0, ages)
+    wrapped = wrapper_of(heading, brax=SimpleNamespace(envs=envs), mujoco_playground=playground)(wrapped)
+    if playground:
+        wrapped = playground.wrapper.BraxAutoResetWrapper(wrapped, full_reset=True)
+    else:
+        wrapped = training.AutoResetWrapper(wrapped)
+    state = wrapped.reset(jax.random.split(jax.random.PRNGKey(0), N))
+    step, true_step, ages, kinds = jax.jit(wrapped.step), jax.vmap(env.step), np.zeros(N), np.zeros(2)
+    for t in range(STEPS):
+        actions = jax.random.uniform(jax.random.key(t), (N, 1), minval=-1, maxval=1)
+        true, state, ages = true_step(state, actions), step(state, actions), ages + 1
+        terminated, limit, kept = np.asarray(true.done) > 0, ages == LIMIT, state.info
+        if playground:
+            assert not kept["truncation"].any()  # why the recipe keeps it elsewhere
+            kept = kept["AutoResetWrapper_preserve_info"]
+        np.testing.assert_array_equal(state.done, terminated | limit)
+        np.testing.assert_array_equal(kept["truncation"], limit & ~terminated)
+        np.testing.assert_allclose(kept["obs" if playground else "final_obs"], true.obs, rtol=1e-6)
+        overwritten = np.abs(state.obs - true.obs).max(axis=1) > 1e-3
+        np.testing.assert_array_equal(overwritten, terminated | limit)
+        ages, kinds = np.where(state.done, 0, ages), np.add(kinds, [terminated.sum(), limit.sum()])
     assert kinds.min() >= 3
