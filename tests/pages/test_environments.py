@@ -238,11 +238,13 @@ def received(walk):
 
 
 def test_asynchronous_environments():
-    """The second rollout begins with the last row of each environment, of which some end an episode."""
-    walks, rng, errors, rows = [Walk(seed) for seed in range(N)], np.random.default_rng(8), [], []
+    """The second rollout begins with the last row of each environment; in that of the last one, an episode ended."""
+    walks, rng, errors, rows = [Walk(seed) for seed in range(N)], np.random.default_rng(0), [], []
     columns = [received(walk) for walk in walks]
     for _ in range(2):
         rows += [(n, *next(columns[n])) for n in rng.integers(N, size=240)]
+        while not rows[-1][3]:
+            rows.append((N - 1, *next(columns[N - 1])))
         columns_of_rows = [np.stack(x) for x in zip(*rows, strict=True)]
         names = dict(zip(("env_ids", "obs", "rewards", "terminated", "truncated"), columns_of_rows, strict=True))
         rows = [[x for x in rows if x[0] == n][-1] for n in range(N)]
