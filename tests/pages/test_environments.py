@@ -19,8 +19,6 @@ import pytest
 from support import pages
 from support.oracle import oracle
 
-import gae_jax
-
 PAGE = "examples/guides/environments.md"
 N, STEPS = 4, 60
 LIMIT = 12  # steps: short enough for time limits and terminations both to be frequent
@@ -308,38 +306,21 @@ def test_workers_split_over_devices():
 # Rows that are no samples.
 
 
-def sample_lines(*, mask):
-    """The lines of the page, the one of the mask if there is a mask."""
-    (first, second, *others) = next(x for x in pages.blocks(PAGE) if x.startswith("keep = ")).splitlines(keepends=True)
-    assert second.startswith("keep &= mask")
-    return "".join([first, second if mask else "", *others])
-
-
-def test_dropped_rows_are_no_samples():
-    """The figure of the page: what `normalize` makes of them, and what it gives with the lines that are printed."""
-    rewards = np.random.default_rng(0).normal(1, 1, (256, 8)).astype(np.float32)
-    figures = r"time limit of (\d+) steps, γ = (\S+) and λ = (\S+), the normalized .* dropped rows was (-\d\.\d)"
-    ((limit, *parameters, figure),) = re.findall(figures, pages.read(PAGE).replace("\n", " "))
-    assert [float(x) for x in parameters] == [*PARAMETERS.values()]
-    truncated = np.broadcast_to(np.arange(1, 257)[:, None] % int(limit) == 0, rewards.shape)
-    advantages, _ = gae_jax.gae(rewards, 0 * rewards, False, truncated, **PARAMETERS, bootstrap_value=0.0)
-    np.testing.assert_allclose(gae_jax.normalize(advantages)[truncated], float(figure), atol=0.05)
-    names = {"advantages": advantages, "terminated": False & truncated, "truncated": truncated}
-    names |= pages.imports(PAGE) | {"losses": np.where(truncated, np.nan, rewards)}
-    result = pages.run(sample_lines(mask=False), names)
-    live = result["advantages"][~truncated]
-    np.testing.assert_allclose([live.mean(), live.std()], [0, 1], atol=1e-6)
-    np.testing.assert_allclose(result["loss"], rewards[~truncated].mean(), rtol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
-def test_rows_that_are_kept(dtype):
+@pytest.mark.parametrize("masked", [True, False])
+def test_rows_that_are_kept(dtype, masked):
     """`terminated` wins where both flags are set, so the row is not dropped; Brax's flags are floats."""
-    terminated, truncated = jnp.asarray([[1, 1, 0, 0, 1], [0, 1, 1, 0, 0]], dtype)
-    names = {"terminated": terminated, "truncated": truncated, "mask": np.array([1, 1, 1, 0, 0], bool)}
-    names |= pages.imports(PAGE) | {"advantages": np.ones(5, np.float32), "losses": np.ones(5, np.float32)}
-    for mask, want in (True, [1, 1, 0, 0, 0]), (False, [1, 1, 0, 1, 1]):
-        np.testing.assert_array_equal(pages.run(sample_lines(mask=mask), names)["keep"], want)
+    (code,) = (x for x in pages.blocks(PAGE) if x.startswith("keep = "))
+    code = code if masked else "".join(x for x in code.splitlines(keepends=True) if not x.startswith("keep &= mask"))
+    terminated, truncated = jnp.asarray([[1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 0, 0]], dtype)
+    names = {"terminated": terminated, "truncated": truncated, "mask": np.array([1, 1, 1, 0, 0, 1], bool)}
+    names |= {"advantages": np.array([1, 3, 0, 0, 5, 3], np.float32), "losses": np.arange(6, dtype=np.float32)}
+    result = pages.run(code, pages.imports(PAGE) | names)
+    keep = np.array([1, 1, 0, 0, 0, 1] if masked else [1, 1, 0, 1, 1, 1], bool)
+    np.testing.assert_array_equal(result["keep"], keep)
+    np.testing.assert_allclose(result["loss"], np.flatnonzero(keep).mean())
+    np.testing.assert_allclose(result["advantages"][keep].mean(), 0, atol=1e-6)
+    assert not result["advantages"][~keep].any()
 
 
 def test_every_recipe_has_a_test_and_is_short():

@@ -1,5 +1,7 @@
 """Each recipe of examples/guides/tokens.md, run as printed inside jit, against its definition in float64 NumPy."""
 
+import contextlib
+import io
 import re
 
 import jax
@@ -126,6 +128,24 @@ def test_deviation_of_returns_is_carried_over_rollouts():
         carry = result["carry"]
         deviation = np.std(returns_so_far(rewards[: rows[-1] + 1], ends[: rows[-1] + 1]))
         np.testing.assert_allclose(result["scaled"], rewards[rows] / deviation, rtol=TOLERANCE)
+
+
+def test_check_gae_on_a_token_level_estimator():
+    """The page's adapter, for an estimator that takes a tool's tokens for steps with reward and value 0."""
+    (code,) = (x for x in pages.blocks(PAGE) if "check_gae" in x)
+    (mistake,) = re.findall(r"for example that a tool's tokens\s+are (steps with reward and value 0)", pages.read(PAGE))
+
+    def compute_gae(rewards, values, mask, gamma, lam):
+        rewards, values = np.where(mask, rewards, 0), np.where(mask, values, 0)
+        advantages, later, next_values = np.zeros_like(rewards), 0, 0
+        for t in reversed(range(rewards.shape[1])):
+            later = rewards[:, t] + gamma * next_values - values[:, t] + gamma * lam * later
+            advantages[:, t], next_values = later, values[:, t]
+        return np.where(mask, advantages, 0)
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        pages.run(code, {"compute_gae": compute_gae})
+    assert re.search(rf"padding at the end +right.*\n.*a tool's tokens .*{mistake}", printed.getvalue())
 
 
 # The example.
