@@ -205,7 +205,7 @@ def of_two_levels(rewards, values, mask, gamma, lambda_, turn_gamma, **names):
     """The last token of a turn has the advantage over turns; the tokens before it, the sum of the turn's TD errors."""
     last = mask & ~np.pad(mask, ((0, 0), (0, 1)))[:, 1:]
     over_turns = of_tokens(rewards, values, last, gamma=turn_gamma, lambda_=lambda_, **names)["advantages"]
-    advantages, rewards, values = np.zeros(mask.shape), np.float64(rewards), np.float64(values)
+    advantages, rewards, values = np.zeros(mask.shape), rewards.astype(float), values.astype(float)
     for n, token in np.argwhere(mask):
         end = token + np.argmax(last[n, token:])
         deltas = rewards[n, token:end] + gamma * values[n, token + 1 : end + 1] - values[n, token:end]
@@ -223,7 +223,7 @@ def normalized_returns(rewards, mask, gamma, **_):
     """The discounted sum of the later rewards of the sample."""
     returns = np.full(mask.shape, np.nan)
     for sample, row in np.argwhere(mask):
-        later = np.float64(rewards[sample, row:][mask[sample, row:]])
+        later = rewards[sample, row:][mask[sample, row:]].astype(float)
         returns[sample, row] = np.dot(gamma ** np.arange(len(later)), later)
     return {"advantages": standardized(returns, mask, ddof=1)}
 
@@ -292,7 +292,7 @@ def of_channels(rewards, values, done, episodic, gammas, weights, lambda_, **_):
 
 def each_worker(fn: Callable[..., list[float]], *arrays: np.ndarray) -> np.ndarray:
     """Calls `fn` with the columns of the arrays [T, N], in float64 where they are floats."""
-    wide = [x if x.dtype == bool else np.float64(x) for x in arrays]
+    wide = [x if x.dtype == bool else x.astype(float) for x in arrays]
     return np.stack([fn(*(x[:, n] for x in wide)) for n in range(arrays[0].shape[1])], axis=1)
 
 
