@@ -201,14 +201,6 @@ def test_flags_that_contain_the_time_limit():
         np.testing.assert_array_equal([flags[0], flags[1] & ~flags[0]], [terminated, only])
 
 
-def test_stored_values_stand_for_the_critic():
-    """The page's line for an agent that has stored V(s_t) and V(s_T)."""
-    *values, last_val = want = np.arange(5.0)
-    (code,) = re.findall(r"`(jnp\.concatenate\(\[traj_batch[^`]*)`\s+in its place", pages.read(PAGE))
-    stored = {"jnp": jnp, "last_val": last_val, "traj_batch": SimpleNamespace(value=np.array(values))}
-    np.testing.assert_array_equal(eval(code, stored), want)
-
-
 # Flat lists of rows.
 
 
