@@ -7,7 +7,6 @@ nothing of the resetting is in the reference. Tests marked `slow` compare the en
 import ast
 import functools
 import itertools
-import re
 import warnings
 from types import SimpleNamespace
 from typing import Any, NamedTuple

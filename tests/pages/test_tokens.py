@@ -123,7 +123,8 @@ def test_deviation_of_returns_is_carried_over_rollouts():
 def test_check_gae_on_a_token_level_estimator():
     """The page's adapter, for an estimator that takes a tool's tokens for steps with reward and value 0."""
     (code,) = (x for x in pages.blocks(PAGE) if "check_gae" in x)
-    (mistake,) = re.findall(r"for example that a tool's tokens\s+are (steps with reward and value 0)", pages.read(PAGE))
+    text = pages.read(PAGE).replace("\n", " ")
+    (mistake,) = re.findall("for example that a tool's tokens are (steps with reward and value 0)", text)
 
     def compute_gae(rewards, values, mask, gamma, lam):
         rewards, values = np.where(mask, rewards, 0), np.where(mask, values, 0)
