@@ -130,11 +130,16 @@ def second_rollout(rng: np.random.Generator) -> Names:
 # References: language models.
 
 
+def outputs(advantages, targets, mask: Any = True):
+    """The target of a masked row is not part of the definition."""
+    return {"advantages": advantages, "targets": np.where(mask, targets, np.nan)}
+
+
 def of_tokens(rewards, values, mask, terminated, last_values, gamma, lambda_, **_):
     """Every sample by itself, without the tokens that were not chosen."""
     how = {"gamma": gamma, "lambda_": np.transpose(lambda_), "bootstrap_value": last_values}
     advantages, targets = oracle(rewards.T, values.T, terminated.T, mask=mask.T, **how)
-    return {"advantages": advantages.T, "targets": np.where(mask, targets.T, np.nan)}
+    return outputs(advantages.T, targets.T, mask)
 
 
 def before_each_token(c, lengths, **_):
@@ -153,8 +158,7 @@ def of_sequences(rewards, values, cu_seqlens, **numbers):
     """Every sequence by itself; nothing of value follows its last token."""
     rows = [np.arange(*bounds) for bounds in itertools.pairwise(cu_seqlens)]
     results = [oracle(rewards[i], values[i], 0 * i, bootstrap_value=0.0, **numbers) for i in rows]
-    advantages, targets = (np.concatenate(x) for x in zip(*results, strict=True))
-    return {"advantages": advantages, "targets": targets}
+    return outputs(*(np.concatenate(x) for x in zip(*results, strict=True)))
 
 
 def of_segments(mask, segment_ids, **names):
@@ -167,11 +171,11 @@ def of_segments(mask, segment_ids, **names):
 
 def of_padded_segments(rewards, values, terminated, lengths, gamma, lambda_, **_):
     """Each alone, without the padding."""
-    advantages, targets = np.zeros(rewards.shape), np.full(rewards.shape, np.nan)
+    results = np.zeros((2, *rewards.shape))
     for n, k in enumerate(lengths):
         one = oracle(rewards[:k, n], values[: k + 1, n], terminated[:k, n], gamma=gamma, lambda_=lambda_)
-        advantages[:k, n], targets[:k, n] = one
-    return {"advantages": advantages, "targets": targets}
+        results[:, :k, n] = one
+    return outputs(*results, np.arange(len(rewards))[:, None] < lengths)
 
 
 def spans(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[Any, Any]]:
@@ -210,7 +214,7 @@ def of_two_levels(rewards, values, mask, gamma, lambda_, turn_gamma, **names):
         end = token + np.argmax(last[n, token:])
         deltas = rewards[n, token:end] + gamma * values[n, token + 1 : end + 1] - values[n, token:end]
         advantages[n, token] = np.dot((gamma * lambda_) ** np.arange(end - token + 1), [*deltas, over_turns[n, end]])
-    return {"advantages": advantages, "targets": np.where(mask, advantages + values, np.nan)}
+    return outputs(advantages, advantages + values, mask)
 
 
 def of_lengths(mask, alpha, lambda_, **names):
@@ -234,8 +238,8 @@ def standardized(x, mask, ddof=0):
 
 
 def of_whole_batch(**names):
-    outputs = of_tokens(**names)
-    return outputs | {"advantages": standardized(outputs["advantages"], names["mask"])}
+    results = of_tokens(**names)
+    return results | {"advantages": standardized(results["advantages"], names["mask"])}
 
 
 # References: players, agents and several rewards.
@@ -247,44 +251,37 @@ def moved(terminated, truncated, mask, **names):
     return {name: arrived(x, mask, terminated | truncated) for name, x in arrays.items()}
 
 
-def each_agent(calls, mask=True):
-    """The results of the calls of the oracle, one an agent, in the last axis."""
-    advantages, targets = (np.stack(x, axis=-1) for x in zip(*calls, strict=True))
-    return {"advantages": advantages, "targets": np.where(mask, targets, np.nan)}
-
-
 def of_players(rewards, values, terminated, player, gamma, lambda_, **_):
-    """Each player by itself: a rollout of its own moves, with all that arrives before its next one."""
-    calls = []
-    for p in range(3):
-        own_rewards, ends = (arrived(x, player == p, terminated) for x in (rewards[..., p], terminated))
-        calls.append(oracle(own_rewards, values[..., p], ends, mask=player == p, gamma=gamma, lambda_=lambda_))
-    return each_agent(calls, player[..., None] == np.arange(3))
+    """Each player is alone with its own moves, and with all that arrives before its next one."""
+    own = player[..., None] == np.arange(3)
+    own_rewards = [arrived(rewards[..., p], own[..., p], terminated) for p in range(3)]
+    ends = [arrived(terminated, own[..., p], terminated) for p in range(3)]
+    arrays = np.stack(own_rewards, axis=-1), values, np.stack(ends, axis=-1)
+    return outputs(*oracle(*arrays, mask=own, gamma=gamma, lambda_=lambda_), own)
 
 
 def of_two_players(rewards, values, terminated, player, gamma, lambda_, **_):
     """The whole rollout in the view of each player, of which each keeps the rows in which it moved."""
     views = [np.where(player == p, 1, -1) for p in range(2)]
     both = [oracle(view[:-1] * rewards, view * values, terminated, gamma=gamma, lambda_=lambda_) for view in views]
-    advantages, targets = (np.where(player[:-1] == 0, *each) for each in zip(*both, strict=True))
-    return {"advantages": advantages, "targets": targets}
+    return outputs(*(np.where(player[:-1] == 0, *each) for each in zip(*both, strict=True)))
 
 
 def of_mortal_agents(rewards, values, alive, died, done, gamma, lambda_, **_):
-    ends, how = died | done[..., None], {"gamma": gamma, "lambda_": lambda_}
-    calls = [oracle(rewards[..., i], values[..., i], ends[..., i], mask=alive[..., i], **how) for i in range(3)]
-    normalized = [standardized(advantages, alive[..., i]) for i, (advantages, _) in enumerate(calls)]
-    return each_agent(calls, alive) | {"normalized": np.stack(normalized, axis=-1)}
+    advantages, targets = oracle(rewards, values, died | done[..., None], mask=alive, gamma=gamma, lambda_=lambda_)
+    normalized = [standardized(advantages[..., i], alive[..., i]) for i in range(3)]
+    return outputs(advantages, targets, alive) | {"normalized": np.stack(normalized, axis=-1)}
 
 
 def of_team(team_rewards, values, done, gamma, lambda_, **_):
-    return each_agent([oracle(team_rewards, values[..., i], done, gamma=gamma, lambda_=lambda_) for i in range(3)])
+    each = [oracle(team_rewards, values[..., i], done, gamma=gamma, lambda_=lambda_) for i in range(3)]
+    return outputs(*(np.stack(x, axis=-1) for x in zip(*each, strict=True)))
 
 
 def of_channels(rewards, values, done, episodic, gammas, weights, lambda_, **_):
     ends = [done & x for x in episodic]
-    calls = [oracle(rewards[..., k], values[..., k], ends[k], gamma=gammas[k], lambda_=lambda_) for k in range(3)]
-    return {"advantages": each_agent(calls)["advantages"] @ np.float64(weights)}
+    each = [oracle(rewards[..., k], values[..., k], ends[k], gamma=gammas[k], lambda_=lambda_)[0] for k in range(3)]
+    return {"advantages": np.stack(each, axis=-1) @ np.float64(weights)}
 
 
 # References: means of n-step returns, and other estimators.
@@ -331,7 +328,7 @@ def lambda_weights(lambda_):
 def lambda_returns(rewards, values, terminated, gamma, lambda_):
     behind = behind_each_row(values, terminated)
     targets = mean_of_returns(lambda_weights(lambda_), rewards, behind, terminated, gamma)
-    return {"advantages": targets - values[:-1], "targets": targets}
+    return outputs(targets - values[:-1], targets)
 
 
 def of_chunks(rewards, values, ends, gamma, lambda_):
@@ -353,12 +350,12 @@ def where_valued(rewards, values, terminated, has_value, gamma, lambda_, **_):
 
     behind = behind_each_row(np.nan_to_num(values), terminated)
     targets = np.where(has_value[:-1], mean_of_returns(weights, rewards, behind, terminated, gamma), np.nan)
-    return {"advantages": targets - values[:-1], "targets": targets, "keep": has_value[:-1].astype(float)}
+    return outputs(targets - values[:-1], targets) | {"keep": has_value[:-1].astype(float)}
 
 
 def with_normalized_values(rewards, values, mean, deviation, terminated, gamma, lambda_, **_):
-    outputs = lambda_returns(rewards, mean + deviation * np.float64(values), terminated, gamma, lambda_)
-    return outputs | {"normalized_targets": (outputs["targets"] - mean) / deviation}
+    results = lambda_returns(rewards, mean + deviation * np.float64(values), terminated, gamma, lambda_)
+    return results | {"normalized_targets": (results["targets"] - mean) / deviation}
 
 
 def returns_so_far(rewards: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -411,7 +408,7 @@ def upgo(rewards, values, terminated, gamma, **_):
         return np.arange(len(rows)) == stop
 
     targets = mean_of_returns(weights, rewards, behind, terminated, gamma)
-    return {"advantages": targets - values[:-1], "targets": targets}
+    return outputs(targets - values[:-1], targets)
 
 
 def average_reward(rewards, values, terminated, rho, lambda_, **_):
