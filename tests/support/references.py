@@ -158,7 +158,8 @@ def of_sequences(rewards, values, cu_seqlens, **numbers):
     """Every sequence by itself; nothing of value follows its last token."""
     rows = [np.arange(*bounds) for bounds in itertools.pairwise(cu_seqlens)]
     results = [oracle(rewards[i], values[i], 0 * i, bootstrap_value=0.0, **numbers) for i in rows]
-    return outputs(*np.concatenate([np.stack(x) for x in results], axis=1))
+    advantages, targets = np.concatenate([np.stack(x) for x in results], axis=1)
+    return outputs(advantages, targets)
 
 
 def of_segments(mask, segment_ids, **names):
