@@ -172,11 +172,11 @@ def of_segments(mask, segment_ids, **names):
 
 def of_padded_segments(rewards, values, terminated, lengths, gamma, lambda_, **_):
     """Each alone, without the padding."""
-    results = np.zeros((2, *rewards.shape))
+    advantages, targets = np.zeros((2, *rewards.shape))
     for n, k in enumerate(lengths):
         one = oracle(rewards[:k, n], values[: k + 1, n], terminated[:k, n], gamma=gamma, lambda_=lambda_)
-        results[:, :k, n] = one
-    return outputs(*results, np.arange(len(rewards))[:, None] < lengths)
+        advantages[:k, n], targets[:k, n] = one
+    return outputs(advantages, targets, np.arange(len(rewards))[:, None] < lengths)
 
 
 def spans(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[Any, Any]]:
