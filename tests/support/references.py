@@ -172,7 +172,7 @@ def of_segments(mask, segment_ids, **names):
 
 def of_padded_segments(rewards, values, terminated, lengths, gamma, lambda_, **_):
     """Each alone, without the padding."""
-    advantages, targets = np.zeros((2, *rewards.shape))
+    advantages, targets = np.zeros(rewards.shape), np.zeros(rewards.shape)
     for n, k in enumerate(lengths):
         one = oracle(rewards[:k, n], values[: k + 1, n], terminated[:k, n], gamma=gamma, lambda_=lambda_)
         advantages[:k, n], targets[:k, n] = one
