@@ -99,6 +99,7 @@ def test_turns_by_ids_may_adjoin_and_have_holes():
 def test_check_rollout_warns_of_what_the_recipe_moves():
     """The heading that the warning names is on the page, and nothing is left in masked rows after its recipe."""
     arguments, names = ("rewards", "values", "terminated", "truncated"), random_names(MOVED, 0)
+    names["mask"][-1] = True  # a masked last row is warned of by itself
     parameters = {name: names[name] for name in ("mask", "gamma", "lambda_")}
     with pytest.warns(UserWarning, match="'What arrives between my own steps' in examples/guides/tokens.md"):
         check_rollout(*(names[name] for name in arguments), **parameters)
