@@ -10,16 +10,19 @@ The log probabilities, scores and values are made up, so that the numbers can be
 of a real trainer; examples/guides/tokens.md explains each of them.
 """
 
-import argparse
 import itertools
 import pathlib
-from typing import NamedTuple
+import sys
+from typing import Annotated, NamedTuple
 
-import command_line  # before the packages that it asks for
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax import Array, lax
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
 from gae_jax import gae
 
@@ -70,7 +73,7 @@ def make_batch() -> Batch:
 
 @jax.jit
 def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: float) -> Estimates:
-    """Runs five recipes of examples/guides/tokens.md, line by line as they are printed there."""
+    """Runs several recipes of examples/guides/tokens.md, line by line as they are printed there."""
     mask, finished, scores, log_probs, ref_log_probs, values, last_values = batch
 
     last = mask & (jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True))  # the last token of each answer
@@ -80,12 +83,6 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     terminated = last & finished[:, None]
     advantages, targets = gae(
         rewards, values, terminated, mask=mask, gamma=gamma, lambda_=lambda_, bootstrap_value=last_values, time_axis=1
-    )
-
-    lengths = jnp.sum(mask, axis=1, keepdims=True, dtype=float)
-    by_length = jnp.maximum(0.0, 1 - 1 / (alpha * lengths))  # [N, 1]
-    policy_advantages, _ = gae(
-        rewards, values, terminated, mask=mask, gamma=gamma, lambda_=by_length, bootstrap_value=last_values, time_axis=1
     )
 
     first = mask & ~jnp.pad(mask[:, :-1], ((0, 0), (1, 0)))  # the turn's first token
@@ -99,6 +96,11 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
     start = lax.cummax(jnp.where(first, jnp.arange(mask.shape[1]), 0), axis=1)  # where the turn began
     turn_advantages = jnp.where(mask, jnp.take_along_axis(turns.advantages, start, axis=1), 0)
 
+    lengths = jnp.sum(mask, axis=1, keepdims=True, dtype=float)
+    by_length = jnp.maximum(0.0, 1 - 1 / (alpha * lengths))  # [N, 1]
+    policy_advantages, _ = gae(
+        rewards, values, terminated, mask=mask, gamma=gamma, lambda_=by_length, bootstrap_value=last_values, time_axis=1
+    )
     _, critic_targets = gae(
         rewards, values, terminated, mask=mask, gamma=gamma, lambda_=1.0, bootstrap_value=last_values, time_axis=1
     )
@@ -107,18 +109,15 @@ def estimate(batch: Batch, *, beta: float, gamma: float, lambda_: float, alpha: 
 
 def to_my_steps(x: jax.Array, mask: jax.Array, ends: jax.Array, time_axis: int) -> jax.Array:
     """Adds x of the masked rows to the last unmasked row before them in the same episode; 0 in masked rows."""
-    zeros = jnp.zeros_like(x)
     inside = jnp.roll(jnp.where(mask, 0.0, 1.0), -1, axis=time_axis)  # the next row is masked: γ = 1, else 0
-    nothing = zeros.sum(axis=time_axis)
-    sums = gae(x, zeros, ends, gamma=inside, lambda_=1.0, bootstrap_value=nothing, time_axis=time_axis).advantages
+    sums = gae(
+        x, jnp.zeros_like(x), ends, gamma=inside, lambda_=1.0, bootstrap_value=0.0, time_axis=time_axis
+    ).advantages
     return jnp.where(mask, sums, 0)
 
 
 def print_table(batch: Batch, estimates: Estimates) -> None:
     """One row per sample, with the numbers at the first token that the policy chose."""
-    from rich.console import Console
-    from rich.table import Table
-
     title = "At the first chosen token; λ(n): by length; turn: one decay per turn"
     table = Table("sample", title=title, padding=(0, 0))
     for column in ("tokens", "end", "λ(n)", "A", "A, λ(n)", "A, turn", "target", "target, λ = 1"):
@@ -133,8 +132,6 @@ def print_table(batch: Batch, estimates: Estimates) -> None:
 
 def draw(batch: Batch, estimates: Estimates, path: pathlib.Path) -> None:
     """A bar for each token that the policy chose, up or down from zero; a row per sample, a column per estimate."""
-    from matplotlib.figure import Figure
-
     columns = {
         "one decay per token, λ by length": estimates.policy_advantages,
         "one decay per turn": estimates.turn_advantages,
@@ -165,30 +162,30 @@ def draw(batch: Batch, estimates: Estimates, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def parse_options() -> argparse.Namespace:
-    """The checked options; exits with one line where one of them is bad."""
-    parser, share = command_line.Parser(str(__doc__)), command_line.fraction
-    picture, default = command_line.file_to_write(".png", ".pdf", ".svg"), pathlib.Path("token_level.png")
-    parser.add_argument("--out", type=picture, default=default, metavar="FILE.png", help="the picture to write")
-    weight = command_line.number(float, "a number from -1000 to 1000", lambda x: abs(x) <= 1000)
-    parser.add_argument("--beta", type=weight, default=0.05, help="weight of the KL penalty")
-    parser.add_argument("--gamma", type=share, default=1.0, help="discount")
-    parser.add_argument("--lambda", dest="lambda_", metavar="LAMBDA", type=share, default=0.95, help="λ, where fixed")
-    text = "λ by length is 1 - 1 / (alpha * length)"
-    parser.add_argument("--alpha", type=command_line.positive, default=1.0, help=text)
-    return parser.parse_args()
+def main(
+    out: pathlib.Path = pathlib.Path("token_level.png"),
+    beta: float = 0.05,
+    gamma: float = 1.0,
+    lambda_: Annotated[float, tyro.conf.arg(name="lambda")] = 0.95,
+    alpha: float = 1.0,
+) -> None:
+    """Prints the table and writes the picture.
 
-
-def main() -> None:
-    """Prints the table and writes the picture."""
-    options = parse_options()
-    command_line.require("examples", "matplotlib", "rich")
+    Args:
+      out: the picture to write.
+      beta: weight of the KL penalty.
+      gamma: discount, from 0 to 1.
+      lambda_: λ, from 0 to 1, where it is the same for all samples.
+      alpha: λ by length is 1 - 1 / (alpha * length).
+    """
+    if not (0 <= gamma <= 1 and 0 <= lambda_ <= 1 and alpha > 0):
+        sys.exit("error: --gamma and --lambda must be from 0 to 1, and --alpha must be positive")
     batch = make_batch()
-    estimates = estimate(batch, beta=options.beta, gamma=options.gamma, lambda_=options.lambda_, alpha=options.alpha)
+    estimates = estimate(batch, beta=beta, gamma=gamma, lambda_=lambda_, alpha=alpha)
     print_table(batch, estimates)
-    draw(batch, estimates, options.out)
-    print(f"wrote {options.out}")
+    draw(batch, estimates, out)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

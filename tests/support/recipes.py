@@ -1,4 +1,4 @@
-"""Runs the recipes of examples/guides/tokens.md as they are printed, inside jit, and compares them with their references."""
+"""Runs the recipes of examples/guides/tokens.md as printed, inside jit, and compares them with their references."""
 
 import functools
 from collections.abc import Callable
@@ -15,18 +15,7 @@ PAGE = "examples/guides/tokens.md"
 
 def random_names(heading: str, seed: int) -> dict[str, Any]:
     """The names that the recipe uses, with random contents."""
-    names, _ = RECIPES[heading]
-    return names(np.random.default_rng(seed))
-
-
-def reference_of(heading: str, seed: int) -> dict[str, np.ndarray]:
-    _, reference = RECIPES[heading]
-    return reference(**random_names(heading, seed))
-
-
-def is_data(x: Any) -> bool:
-    """Whether the recipe takes it as an array, or as a tuple of arrays; other names are constants."""
-    return isinstance(x, np.ndarray | tuple)
+    return RECIPES[heading].names(np.random.default_rng(seed))
 
 
 def known_names() -> dict[str, Any]:
@@ -37,28 +26,33 @@ def known_names() -> dict[str, Any]:
 
 @functools.cache
 def program(heading: str, code: str) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
-    """The recipe as a function of its arrays, which returns the names that its reference defines."""
-    constants = {name: x for name, x in random_names(heading, 0).items() if not is_data(x)}
-    wanted = reference_of(heading, 0)
+    """The code as a function of its arrays, which returns the names that the reference of the recipe defines."""
+    names = random_names(heading, 0)
+    constants = known_names() | {name: x for name, x in names.items() if not is_data(x)}
+    wanted = RECIPES[heading].reference(**names)
 
     def outputs(arrays: dict[str, Any]) -> dict[str, jax.Array]:
-        result = pages.run(code, known_names() | constants | arrays)
+        result = pages.run(code, constants | arrays)
         return {name: result[name] for name in wanted}
 
     return jax.jit(outputs)
 
 
+def is_data(x: Any) -> bool:
+    """Whether the recipe takes it as an array, or as a tuple of arrays; other names are constants."""
+    return isinstance(x, np.ndarray | tuple)
+
+
 def outputs_of(heading: str, seed: int, *, code: str | None = None) -> dict[str, jax.Array]:
     """What the recipe computes inside jit, or `code` in its place."""
-    code = pages.recipes(PAGE)[heading] if code is None else code
-    return program(heading, code)({name: x for name, x in random_names(heading, seed).items() if is_data(x)})
+    arrays = {name: x for name, x in random_names(heading, seed).items() if is_data(x)}
+    return program(heading, code or pages.recipes(PAGE)[heading])(arrays)
 
 
 def largest_difference(heading: str, seed: int, *, code: str | None = None) -> float:
     """From the reference, relative to its root mean square; infinite where an output is not a finite number."""
-    outputs, reference = outputs_of(heading, seed, code=code), reference_of(heading, seed)
-    differences = []
-    for name, want in reference.items():
+    outputs, differences = outputs_of(heading, seed, code=code), []
+    for name, want in RECIPES[heading].reference(**random_names(heading, seed)).items():
         defined = ~np.isnan(want)  # the target of a masked row is not part of the definition
         difference = np.abs(np.asarray(outputs[name]) - want)[defined]
         relative = difference.max() / np.sqrt(np.mean(want[defined] ** 2))
