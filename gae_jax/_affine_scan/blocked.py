@@ -26,24 +26,21 @@ SHORTEST, LONGEST = 8, 16
 
 def blocked(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step on all rows at once, from carries found by composing blocks of rows."""
-    maps = _maps_of_rows(step, init, xs, shared)
+    shared = jax.tree.map(lambda x: x[None] if x.ndim else x, shared)  # the step is elementwise: beside all rows
+    maps = _maps_of_rows(step, init.dtype, xs, shared)
     if reverse:
         maps = jax.tree.map(lambda x: x[::-1], maps)
     last, entering = _carries(maps, init)
     if reverse:
         entering = entering[::-1]
-    _, ys = jax.vmap(step, in_axes=(0, 0, None))(entering, xs, shared)
-    return last, ys
+    return last, step(entering, xs, shared)[1]
 
 
-def _maps_of_rows(step: Step, init: Array, xs: Any, shared: Any) -> AffineMap:
+def _maps_of_rows(step: Step, dtype: Any, xs: Any, shared: Any) -> AffineMap:
     """Returns the map of each row, `[T, *B]`: the step's carry at 0, and its derivative."""
-
-    def map_of_row(row: Any) -> AffineMap:
-        b, a = jax.jvp(lambda h: step(h, row, shared)[0], (jnp.zeros_like(init),), (jnp.ones_like(init),))
-        return AffineMap(a, b)
-
-    return jax.vmap(map_of_row)(xs)
+    shape = jax.tree.leaves(xs)[0].shape
+    b, a = jax.jvp(lambda h: step(h, xs, shared)[0], (jnp.zeros(shape, dtype),), (jnp.ones(shape, dtype),))
+    return AffineMap(a, b)
 
 
 def _carries(maps: AffineMap, init: Array) -> tuple[Array, Array]:
