@@ -57,7 +57,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else np.dtype(type(x))
+    return x.dtype if hasattr(x, "dtype") else np.dtype(float if isinstance(x, float) else type(x))
 
 
 def _how_to_convert(name: str, x: Any) -> str:
@@ -111,10 +111,9 @@ def _guess(got: Shape, want: Shape, guesses: Mapping[Shape, str]) -> str:
         return guesses[got]
     if is_broadcastable(got, want):
         return f"If one entry stands for many, pass jnp.broadcast_to(x, {want})."
-    for without in (got[:i] + got[i + 1 :] for i, size in enumerate(got) if size == 1):
-        if without == want or without in guesses:
-            return f"Drop its axis of length 1. {guesses.get(without, '')}"
-    return ""
+    known = {**guesses, want: ""}
+    without = [got[:i] + got[i + 1 :] for i, size in enumerate(got) if size == 1]
+    return next((f"Drop its axis of length 1. {known[shape]}" for shape in without if shape in known), "")
 
 
 def is_broadcastable(got: Shape, want: Shape) -> bool:

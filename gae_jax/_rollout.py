@@ -47,9 +47,10 @@ class Rollout(NamedTuple):
     lambda_: Any = Constant(1.0)
 
 
-FLAGS = ("terminated", "truncated", "mask")
+ENDS = ("terminated", "truncated")
+FLAGS = (*ENDS, "mask")
 PARAMETERS = {"gamma": (-1, 1), "lambda_": (0, 1)}  # and the range of each
-ONE_IS_ENOUGH = ("terminated", "truncated", "bootstrap_value", "final_values")
+ONE_IS_ENOUGH = (*ENDS, "bootstrap_value", "final_values")
 BY_ROW = ("terminated", "truncated", "final_values", "mask", "log_rhos")
 NUMBERS = ("rewards", "values", "bootstrap_value", "final_values", "log_rhos")
 REQUIRED = ("rewards", "values", "terminated", *PARAMETERS)
@@ -157,12 +158,12 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
         x = getattr(rollout, name)
         if x is None:
             continue
-        likely, is_float = guesses, jnp.issubdtype(x.dtype, jnp.floating)
-        if name in FLAGS and is_float:  # the fourth of gae(rewards, values, done, last_value), as in PureJaxRL
+        likely, may_be_value = guesses, name in ENDS and jnp.issubdtype(x.dtype, jnp.floating)
+        if may_be_value:  # the fourth of gae(rewards, values, done, last_value), as in PureJaxRL
             likely |= dict.fromkeys(((), batch, (1, *batch)), "It looks like V(s_T): pass it as `bootstrap_value=`.")
-        elif name in FLAGS:
+        elif name in ENDS:
             likely |= {batch: "It has no axis of time: there is one flag per transition."}
-        if x.ndim or name not in ONE_IS_ENOUGH or (name in FLAGS and is_float):
+        if x.ndim or may_be_value or name not in ONE_IS_ENOUGH:
             check_shape(name, x, rows, "the shape of `rewards`", likely)
 
     other_axis = {k: f"If time is axis {k} of all arrays, pass time_axis={k}." for k in range(len(rows)) if k != axis}
