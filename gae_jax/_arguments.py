@@ -93,17 +93,15 @@ def promoted(*arrays_or_dtypes: Any) -> Any:
 
 def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, guesses: Mapping[Shape, str] | None = None) -> None:
     """Raises a ValueError unless `x` has the wanted shape; `guesses` says what some wrong shapes are likely to be."""
-    if not _has_shape(x, want):
-        guess = _guess(np.shape(x), want, guesses or {})
-        raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {np.shape(x)}. {guess}".rstrip())
-
-
-def _has_shape(x: ArrayLike, want: Shape) -> bool:
+    got = np.shape(x)
     try:
         chex.assert_shape(x, want)
-    except (AssertionError, TypeError):  # a TypeError, since chex cannot print a symbolic size
-        return False
-    return np.shape(x) == want  # `chex.disable_asserts()` lets every shape pass
+        is_right = got == want  # `chex.disable_asserts()` lets every shape pass
+    except AssertionError:
+        is_right = False
+    if not is_right:
+        guess = _guess(got, want, guesses or {})
+        raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {got}. {guess}".rstrip())
 
 
 def _guess(got: Shape, want: Shape, guesses: Mapping[Shape, str]) -> str:
@@ -128,11 +126,9 @@ def as_number(name: str, x: Any, least: float = 0.0, default: float | None = Non
     if np.ndim(x) != 0:
         raise ValueError(f"`{name}` must be one number; got shape {np.shape(x)}")
     number = value_of(x)
-    if number is None:
-        return x
-    if not number >= least:
+    if number is not None and not number >= least:
         raise ValueError(f"`{name}` must be at least {least:.2g}; got {x}")
-    if isinstance(x, Array):
+    if number is None or isinstance(x, Array):
         return x
     if number > LARGEST and jax.dtypes.canonicalize_dtype(float) == np.float32:  # JAX would warn of an overflow
         return math.inf

@@ -12,25 +12,25 @@ from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
 from support.laws import assert_close
 from support.meshes import make_mesh
-from support.rollouts import Rollout, random_rollout
+from support.rollouts import Rollout
 
 import gae_jax
 from gae_jax.testing import check_rollout
 
 T, N = 6, 2
 # Worker 0 is cut in row 1 and ends in the last row; worker 1 has two masked rows at its end, and goes on.
+MASK = np.array([[1, 1], [1, 1], [1, 1], [1, 1], [1, 0], [1, 0]], np.float32)
 ROLLOUT = Rollout(
-    rewards=np.array([[1, 1], [1, 1], [1, 1], [1, 1], [1, 0], [1, 0]], np.float32),
+    rewards=MASK,
     values=np.ones((T, N), np.float32),
     terminated=np.array([[0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [1, 0]], np.float32),
     truncated=np.array([[0, 0], [1, 0], [0, 0], [0, 0], [0, 0], [0, 0]], np.float32),
     final_values=np.ones((T, N), np.float32),
-    mask=np.array([[1, 1], [1, 1], [1, 1], [1, 1], [1, 0], [1, 0]], np.float32),
+    mask=MASK,
     gamma=np.full((T, N), 0.9, np.float32),
     lambda_=np.full((T, N), 0.8, np.float32),
 )
-ARGUMENTS = ROLLOUT.arguments() | {"bootstrap_value": np.ones(N, np.float32)}
-UNMASKED = ARGUMENTS | {"mask": None}
+ARGUMENTS: dict[str, Any] = ROLLOUT.arguments() | {"bootstrap_value": np.ones(N, np.float32)}
 nan, inf = float("nan"), float("inf")
 
 FINITE, FLAG = "must hold finite numbers", "must hold 0 and 1"
@@ -67,10 +67,14 @@ ACCEPTED = [
 ]
 
 
+def check(**changes: Any) -> None:
+    check_rollout(**ARGUMENTS | changes)
+
+
 def with_entry(name: str, index: tuple[int, ...], x: float) -> dict[str, Any]:
     array = ARGUMENTS[name].copy()
     array[index] = x
-    return ARGUMENTS | {name: array}
+    return {name: array}
 
 
 @jax.jit
@@ -81,178 +85,145 @@ def checked(arguments):
 
 @pytest.mark.parametrize(("name", "index", "x", "words"), READ)
 def test_finds_a_wrong_entry_that_is_read(name, index, x, words):
-    arguments = with_entry(name, index, x)
+    changes = with_entry(name, index, x)
     message = re.escape(f"`{name}` {words} where it is read; wrong entries: 1, the first at {list(index)}")
     with pytest.raises(ValueError, match=message):
-        check_rollout(**arguments)
+        check(**changes)
     with pytest.raises(checkify.JaxRuntimeError, match=message):
-        checked(arguments).throw()
+        checked(ARGUMENTS | changes).throw()
 
 
 @pytest.mark.parametrize(("name", "index", "x"), ACCEPTED)
 def test_accepts_an_entry_that_is_not_read_or_at_the_end_of_its_interval(name, index, x):
-    arguments = with_entry(name, index, x)
-    check_rollout(**arguments)
-    checked(arguments).throw()
+    changes = with_entry(name, index, x)
+    check(**changes)
+    checked(ARGUMENTS | changes).throw()
 
 
 def test_accepts_an_end_that_wins_over_a_cut():
     """Where both flags are set, the final value is not read, and neither is V(s_T) after the last row."""
-    flags = np.zeros((T, N), bool)
-    flags[-1] = True
-    cut = np.ones((T, N), bool)
-    arguments = UNMASKED | {"terminated": flags, "truncated": cut, "bootstrap_value": np.full(N, nan, np.float32)}
-    check_rollout(**arguments | {"final_values": np.where(flags, nan, 1).astype(np.float32)})
+    ends = np.broadcast_to(np.arange(T)[:, None] == T - 1, (T, N))
+    finals = np.where(ends, nan, 1).astype(np.float32)
+    check(mask=None, terminated=ends, truncated=True, final_values=finals, bootstrap_value=finals[-1])
+
+
+def test_accepts_the_final_value_of_a_row_that_is_masked_and_truncated():
+    changes = with_entry("truncated", (4, 1), 1) | with_entry("final_values", (4, 1), nan)
+    checked(ARGUMENTS | changes).throw()
 
 
 def test_accepts_a_worker_whose_rows_are_all_masked():
     """Its V(s_T) is not read."""
-    mask = np.array([[1, 0]] * T)
-    poisoned = {name: np.where(mask, x, nan) for name, x in ARGUMENTS.items() if np.shape(x) == (T, N)}
-    arguments = ARGUMENTS | poisoned | {"mask": mask, "bootstrap_value": np.array([1, nan], np.float32)}
-    check_rollout(**arguments)
+    mask, last_value = np.array([[1, 0]] * T), np.array([1, nan], np.float32)
+    poisoned = {name: np.where(mask, ARGUMENTS[name], nan) for name in ("rewards", "values", "gamma", "lambda_")}
+    check(**poisoned | {"mask": mask, "bootstrap_value": last_value})
     with pytest.raises(ValueError, match=r"`bootstrap_value` must hold finite numbers .* 1, the first at \[1\]"):
-        check_rollout(**UNMASKED | {"bootstrap_value": arguments["bootstrap_value"]})
+        check(mask=None, bootstrap_value=last_value)
 
 
 @pytest.mark.parametrize("steps", [1, T])
 def test_no_workers(steps):
     arguments = {name: x[:steps, :0] if x.ndim == 2 else x[:0] for name, x in ARGUMENTS.items()}
-    check_rollout(**arguments)
+    check(**arguments)
     checked(arguments).throw()
-    check_rollout(**arguments | {"gamma": 0.9, "lambda_": 0.8, "mask": None, "final_values": None})
+    check(**arguments | {"gamma": 0.9, "lambda_": 0.8, "mask": None, "final_values": None})
 
 
 def test_counts_and_finds_the_first_entry_in_the_layout_of_the_caller():
-    rewards = ROLLOUT.rewards.copy()
-    rewards[2:4] = nan
-    batch_major = {name: x.T for name, x in (ARGUMENTS | {"rewards": rewards}).items()}
+    rewards, values = ROLLOUT.rewards.copy(), np.ones((T + 1, N), np.float32)
+    rewards[2:4] = values[T] = nan
     with pytest.raises(ValueError, match=r"`rewards` .* wrong entries: 4, the first at \[0, 2\]"):
-        check_rollout(**batch_major, time_axis=1)
-    values = np.ones((T + 1, N), np.float32)
-    values[T] = nan
+        check(**{name: x.T for name, x in (ARGUMENTS | {"rewards": rewards}).items()}, time_axis=1)
     with pytest.raises(ValueError, match=r"`values` .* wrong entries: 1, the first at \[6, 1\]"):
-        check_rollout(**ROLLOUT.replace(values=values, mask=None).arguments())
+        check(values=values, bootstrap_value=None, mask=None)
 
 
 @pytest.mark.parametrize("name", ["gamma", "lambda_"])
 def test_counts_the_entries_of_a_parameter_as_it_was_given(name):
-    for shape, where in (((N,), "[0]"), ((T, 1), "[0, 0]")):
+    for shape, where in (((N,), r"\[0\]"), ((T, 1), r"\[0, 0\]")):
         bad = jnp.full(shape, 1.5)
-        with pytest.raises(ValueError, match=re.escape(f"wrong entries: {bad.size}, the first at {where}") + "$"):
-            check_rollout(**UNMASKED | {name: bad})
-    with pytest.raises(ValueError, match=f"`{name}` must lie in .*; got 1.5"):
-        check_rollout(**UNMASKED | {name: jnp.float32(1.5)})
+        with pytest.raises(ValueError, match=f"`{name}` .* wrong entries: {bad.size}, the first at {where}$"):
+            check(mask=None, **{name: bad})
 
 
 def test_one_number_for_an_array():
     numbers: dict[str, Any] = {"terminated": False, "truncated": True, "final_values": 0.0, "bootstrap_value": 1}
-    arguments = UNMASKED | numbers
-    check_rollout(**arguments)
-    checked(arguments).throw()
-    check_rollout(**ARGUMENTS | {"terminated": False, "final_values": 0.0, "bootstrap_value": 0.0})
-    for name, x in (("terminated", 2), ("final_values", nan), ("bootstrap_value", inf)):
-        with pytest.raises(ValueError, match=f"`{name}` must hold .*, the first at .0"):
-            check_rollout(**arguments | ({"truncated": False} if name == "bootstrap_value" else {}) | {name: x})
-    with pytest.raises(TypeError, match=r"`terminated` .* Pass False if no episode ends\."):
-        check_rollout(**arguments | {"terminated": None})
+    check(mask=None, **numbers)
+    checked(ARGUMENTS | numbers | {"mask": None}).throw()
+    check(terminated=False, final_values=0.0, bootstrap_value=0.0)
+    for name, x in (("terminated", 2), ("final_values", nan)):
+        with pytest.raises(ValueError, match=rf"`{name}` must hold .*, the first at \[0, 0\]"):
+            check(mask=None, **numbers | {name: x})
+    with pytest.raises(ValueError, match=r"`bootstrap_value` must hold .* 1, the first at \[1\]"):
+        check(bootstrap_value=inf)
 
 
 def test_does_not_look_at_the_reward_of_a_dropped_row():
     rewards = ROLLOUT.rewards.copy()
     rewards[1, 0] = nan
-    check_rollout(**UNMASKED | {"final_values": None, "rewards": rewards})
+    check(mask=None, final_values=None, rewards=rewards)
     rewards[0, 0] = nan
     with pytest.raises(ValueError, match=r"`rewards` .* wrong entries: 1, the first at \[0, 0\]"):
-        check_rollout(**UNMASKED | {"final_values": None, "rewards": rewards})
+        check(mask=None, final_values=None, rewards=rewards)
 
 
 def test_refuses_shapes_as_gae_does():
     with pytest.raises(ValueError, match=r"`terminated` must have shape \(6, 2\)"):
-        check_rollout(**ARGUMENTS | {"terminated": ROLLOUT.terminated.T})
+        check(terminated=ROLLOUT.terminated.T)
+
+
+def test_probabilities_of_an_end_belong_in_gamma():
+    advice = "If these are probabilities p, pass terminated=False and gamma=gamma * (1 - p)"
+    p = np.full((T, N), 0.25, np.float32)
+    with pytest.raises(ValueError, match=f"`terminated` must hold 0 and 1 .*{re.escape(advice)}"):
+        check(mask=None, terminated=p)
+    check(terminated=False, gamma=ROLLOUT.gamma * (1 - p))
 
 
 # Warnings.
 
+MASKED = [("rewards", 4, 1.0), ("rewards", 5, -1e-30), ("terminated", 4, 1.0), ("terminated", 4, 0.5)]
 
-@pytest.mark.parametrize(
-    ("name", "index", "x"),
-    [
-        ("rewards", (4, 1), 1.0),
-        ("rewards", (5, 1), -1e-30),
-        ("terminated", (4, 1), 1.0),
-        ("terminated", (4, 1), 0.5),
-        ("truncated", (5, 1), 1.0),
-    ],
-)
-def test_warns_of_what_a_masked_row_holds(name, index, x):
-    arguments = with_entry(name, index, x)
-    where = f"1, the first at {list(index)}. 'What arrives between my own steps' in examples/guides/tokens.md "
-    message = f"`{name}` is not read where `mask` is False; entries other than 0 there: {where}"
+
+@pytest.mark.parametrize(("name", "row", "x"), [*MASKED, ("truncated", 5, 1.0)])
+def test_warns_of_what_a_masked_row_holds(name, row, x):
+    changes = with_entry(name, (row, 1), x)
+    message = (
+        f"`{name}` is not read where `mask` is False; entries other than 0 there: 1, the first at [{row}, 1]. 'What "
+    )
     with pytest.warns(UserWarning, match="^" + re.escape(message)) as warned:
-        check_rollout(**arguments)
-    [warning] = warned
-    assert warning.filename == __file__
-    checked(arguments).throw()  # a warning would be an error
+        check(**changes)
+    assert [warning.filename for warning in warned] == [__file__]
+    checked(ARGUMENTS | changes).throw()  # a warning would be an error
 
 
 def test_warnings_count_in_the_layout_of_the_caller():
     rewards = ROLLOUT.rewards.copy()
     rewards[4:] = 7
-    batch_major = {name: x.T for name, x in (ARGUMENTS | {"rewards": rewards}).items()}
     with pytest.warns(UserWarning, match=r"`rewards` .* there: 2, the first at \[1, 4\]"):
-        check_rollout(**batch_major, time_axis=1)
-    check_rollout(**UNMASKED | {"rewards": rewards})
+        check(**{name: x.T for name, x in (ARGUMENTS | {"rewards": rewards}).items()}, time_axis=1)
+    check(mask=None, rewards=rewards)
 
 
 def test_warns_of_padding_that_is_read_as_the_last_value():
-    """With `mask` False at the end, no end flag, and the last row of `values` in the place of `bootstrap_value`."""
-    padded = ROLLOUT.replace(values=np.ones((T + 1, N), np.float32))
+    """`mask` is False at the end, no flag ends the episode, and the last row of `values` is V(s_T)."""
+    padded: dict[str, Any] = {"values": np.ones((T + 1, N), np.float32), "bootstrap_value": None}
     with pytest.warns(UserWarning, match=r"last row of `values` is used as V\(s_T\).* workers: 1, the first at \[1\]"):
-        check_rollout(**padded.arguments())
-    checked(padded.arguments()).throw()
+        check(**padded)
+    checked(ARGUMENTS | padded).throw()
     for flag in ("terminated", "truncated"):
-        flags = getattr(ROLLOUT, flag).copy()
-        flags[3, 1] = 1
-        check_rollout(**padded.replace(**{flag: flags}).arguments())
-    mask = ROLLOUT.mask[::-1]  # no padding at the end
-    check_rollout(**padded.replace(mask=mask, rewards=ROLLOUT.rewards[::-1]).arguments())
+        check(**padded | with_entry(flag, (3, 1), 1))
+    check(**padded, mask=MASK[::-1], rewards=MASK[::-1])
 
 
 def test_warns_if_all_time_limits_terminate():
     done = ROLLOUT.terminated + ROLLOUT.truncated
     with pytest.warns(UserWarning, match=r"`terminated` is set wherever .* 1, the first at \[1, 0\]\. If time limits"):
-        check_rollout(**ARGUMENTS | {"terminated": done})
-    truncated = ROLLOUT.truncated.copy()
-    truncated[2, 1] = 1  # another time limit, which does not terminate
-    check_rollout(**ARGUMENTS | {"terminated": done, "truncated": truncated})
-    masked = ROLLOUT.mask.copy()
-    masked[1, 0] = 0
+        check(terminated=done)
+    check(terminated=done, **with_entry("truncated", (2, 1), 1))  # another time limit, which does not terminate
     with pytest.warns(UserWarning, match="is not read where `mask` is False") as warned:
-        check_rollout(**ARGUMENTS | {"terminated": done, "mask": masked})
-    assert len(warned) == 3  # the reward and both flags; there is no time limit in an unmasked row
-
-
-def test_probabilities_of_an_end():
-    """They belong into gamma."""
-    advice = "If these are probabilities p, pass terminated=False and gamma=gamma * (1 - p)"
-    p = np.full((T, N), 0.25, np.float32)
-    with pytest.raises(ValueError, match=rf"`terminated` must hold 0 and 1 .*{re.escape(advice)}"):
-        check_rollout(**UNMASKED | {"terminated": p})
-    check_rollout(**UNMASKED | {"terminated": False, "gamma": ROLLOUT.gamma * (1 - p)})
-
-
-def test_accepts_random_rollouts_in_which_unread_entries_are_nan():
-    for seed in range(20):
-        rollout = random_rollout(seed, batch=(3,), dead=0.3, gamma="both", lambda_="step")
-        arguments = rollout.arguments() | {"values": rollout.values[:-1], "bootstrap_value": rollout.values[-1]}
-        is_read = {"rewards": rollout.live, "gamma": rollout.live}
-        is_read |= {"final_values": rollout.live & arguments["truncated"] & ~arguments["terminated"]}
-        for name, read in is_read.items():
-            arguments[name] = np.where(read, arguments[name], nan)
-        for name in ("terminated", "truncated"):
-            arguments[name] = arguments[name] & rollout.live
-        check_rollout(**arguments)
+        check(terminated=done, **with_entry("mask", (1, 0), 0))
+    assert len(warned) == 3  # of the reward and both flags: no unmasked row has a time limit
 
 
 # Inside other functions.
@@ -270,7 +241,7 @@ def test_chexify(monkeypatch):
     fn = chex.chexify(jax.jit(checks_then_gae), async_check=False)
     assert_close(fn(ARGUMENTS), gae_jax.gae(**ARGUMENTS), rtol=1e-6)
     with pytest.raises(checkify.JaxRuntimeError, match=r"`gamma` must lie in \[-1, 1\].* 1, the first at \[0, 0\]"):
-        fn(with_entry("gamma", (0, 0), 1.5))
+        fn(ARGUMENTS | with_entry("gamma", (0, 0), 1.5))
 
 
 @pytest.mark.slow
@@ -315,4 +286,4 @@ def test_with_time_split_over_devices():
     with pytest.raises(checkify.JaxRuntimeError, match=r"`rewards` must hold finite numbers"):
         error(rewards.at[0].set(inf), jnp.ones(N), 2).throw()
     with pytest.raises(ValueError, match="`time_axis_name` must name mesh axes"):
-        check_rollout(**ARGUMENTS, time_axis_name="time")
+        check(time_axis_name="time")
