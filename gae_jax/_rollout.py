@@ -158,13 +158,13 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
         x = getattr(rollout, name)
         if x is None:
             continue
-        likely, may_be_value = guesses, name in ENDS and jnp.issubdtype(x.dtype, jnp.floating)
+        may_be_value, likely = name in ENDS and jnp.issubdtype(x.dtype, jnp.floating), {}
         if may_be_value:  # the fourth of gae(rewards, values, done, last_value), as in PureJaxRL
-            likely |= dict.fromkeys(((), batch, (1, *batch)), "It looks like V(s_T): pass it as `bootstrap_value=`.")
+            likely = dict.fromkeys(((), batch, (1, *batch)), "It looks like V(s_T): pass it as `bootstrap_value=`.")
         elif name in ENDS:
-            likely |= {batch: "It has no axis of time: there is one flag per transition."}
+            likely = {batch: "It has no axis of time: there is one flag per transition."}
         if x.ndim or may_be_value or name not in ONE_IS_ENOUGH:
-            check_shape(name, x, rows, "the shape of `rewards`", likely)
+            check_shape(name, x, rows, "the shape of `rewards`", guesses | likely)
 
     other_axis = {k: f"If time is axis {k} of all arrays, pass time_axis={k}." for k in range(len(rows)) if k != axis}
     if last_value is None:

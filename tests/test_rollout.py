@@ -70,6 +70,7 @@ SHAPES = [  # the other arguments, the name of the wrong one, what is passed, th
     (ONE, "truncated", 0.5, (T,), V_LAST),
     (ONE, "truncated", jnp.float32(0), (T,), V_LAST),
     (GOOD, "mask", True, ROWS, MANY),
+    (GOOD | {"terminated": zeros(T, N)}, "mask", zeros(1, N), ROWS, MANY),
     (CUT, "final_values", zeros(T + 1, N), ROWS, TOO_MANY),
     (GOOD, "values", zeros(T, N), LONGER, STATES),
     (GOOD, "values", zeros(T, N, 1), LONGER, f"{DROP} {STATES}"),
