@@ -146,7 +146,8 @@ def test_symbolic_shapes():
         static = {k: arguments.pop(k) for k in ("time_axis", "gamma", "lambda_") if np.ndim(arguments.get(k, ())) == 0}
         return export.export(jax.jit(functools.partial(gae, **static)))(**jax.tree.map(symbolic, arguments))
 
-    call(GOOD.copy()), call(SPLIT.copy())
+    for arguments in (GOOD, SPLIT):
+        call(arguments.copy())
     for arguments, name, x, _ in CASES:
         if np.ndim(x):
             with pytest.raises(ValueError, match=f"^`{name}` (must|is)"):
