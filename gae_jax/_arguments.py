@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -15,14 +15,26 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 Shape = tuple[int, ...]
+Implementation = Literal["scan", "blocked", "pallas"]
 LARGEST = float(np.finfo(np.float32).max)
+CPU = 1  # in DLPack, kDLCPU
+
+
+@jax.tree_util.register_static
+class Constant(float):
+    """A number that `jax.jit` compiles in: no call transfers it to the device, which a transfer guard may forbid."""
+
+
+def constant_if_default(x: Any, default: float | None) -> Any:
+    """Returns the default as a Constant. Other numbers stay as they are: no number is to compile another program."""
+    return Constant(x) if isinstance(x, float) and x == default else x
 
 
 def check_is_array(name: str, x: Any, *, flags: bool = False) -> None:
     """Raises unless `x` is a number, or an array of numbers or, with `flags`, of flags, and JAX keeps its values."""
     if not _is_array(x):
         kind = "flags" if flags else "numbers"
-        raise TypeError(f"`{name}` must be an array of {kind}; got {type(x).__name__}{_how_to_convert(x)}")
+        raise TypeError(f"`{name}` must be an array of {kind}; got {type(x).__name__}{_how_to_convert(name, x)}")
     dtype = _dtype(x)
     if not (is_real(dtype) or (flags and dtype == np.bool_)):
         want = "flags, bool or 0 and 1" if flags else "floating-point numbers of 16 to 64 bits or integers"
@@ -45,18 +57,22 @@ def _is_array(x: Any) -> bool:
 
 
 def _dtype(x: Any) -> Any:
-    return x.dtype if hasattr(x, "dtype") else np.dtype(type(x))
+    return x.dtype if hasattr(x, "dtype") else np.dtype(float if isinstance(x, float) else type(x))
 
 
-def _how_to_convert(x: Any) -> str:
+def _how_to_convert(name: str, x: Any) -> str:
     if isinstance(x, np.ma.MaskedArray):
         return ""
     if hasattr(x, "advantages"):
         return ". Pass its `.advantages`."
     if hasattr(x, "__dlpack__"):
-        return ". Convert it with jnp.from_dlpack."
+        detached = ".detach()" if getattr(x, "requires_grad", False) else ""
+        on_cpu = ".cpu()" if jax.default_backend() == "cpu" and x.__dlpack_device__()[0] != CPU else ""
+        return f". Convert it with jnp.from_dlpack(x{detached}{on_cpu})."
     is_convertible = type(x) in (list, tuple) or hasattr(x, "__array__") or hasattr(x, "__jax_array__")
-    return ". Convert it with jnp.asarray." if is_convertible else ""
+    if is_convertible:
+        return ". Convert it with jnp.asarray(x)."
+    return ". Pass False if no episode ends." if name == "terminated" and x is None else ""
 
 
 @functools.cache
@@ -77,39 +93,54 @@ def promoted(*arrays_or_dtypes: Any) -> Any:
 
 def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, guesses: Mapping[Shape, str] | None = None) -> None:
     """Raises a ValueError unless `x` has the wanted shape; `guesses` says what some wrong shapes are likely to be."""
+    got = np.shape(x)
     try:
         chex.assert_shape(x, want)
+        is_right = got == want  # `chex.disable_asserts()` lets every shape pass
     except AssertionError:
-        got, known = np.shape(x), {**(guesses or {}), want: ""}
-        guess = known.get(got, "")
-        if _is_broadcastable(got, want):
-            guess = f"If one entry stands for many, pass jnp.broadcast_to(x, {want})."
-        for without in (got[:i] + got[i + 1 :] for i, size in enumerate(got) if size == 1):
-            if without in known and not _is_broadcastable(got, want):
-                guess = f"Drop its axis of length 1. {known[without]}"
-        raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {got}. {guess}".rstrip()) from None
+        is_right = False
+    if not is_right:
+        guess = _guess(got, want, guesses or {})
+        raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {got}. {guess}".rstrip())
 
 
-def _is_broadcastable(got: Shape, want: Shape) -> bool:
-    try:
-        return np.broadcast_shapes(got, want) == want
-    except ValueError:
-        return False
+def _guess(got: Shape, want: Shape, guesses: Mapping[Shape, str]) -> str:
+    if got in guesses:
+        return guesses[got]
+    if is_broadcastable(got, want):
+        return f"If one entry stands for many, pass jnp.broadcast_to(x, {want})."
+    known = {**guesses, want: ""}
+    without = [got[:i] + got[i + 1 :] for i, size in enumerate(got) if size == 1]
+    return next((f"Drop its axis of length 1. {known[shape]}" for shape in without if shape in known), "")
 
 
-def as_number(name: str, x: Any, least: float = 0.0) -> float | Array:
-    """Returns `x`, one number of at least `least`, as a Python number, or as it is if it is traced."""
+def is_broadcastable(got: Shape, want: Shape) -> bool:
+    """Whether an array broadcasts to the wanted shape; sizes may be symbolic, which NumPy cannot compare."""
+    return len(got) <= len(want) and all(a in (1, b) for a, b in zip(reversed(got), reversed(want), strict=False))
+
+
+def as_number(name: str, x: Any, least: float = 0.0, default: float | None = None) -> float | Array:
+    """Returns `x`, one number of at least `least`: a JAX array as it is, and any other as a Python number."""
     if not _is_array(x) or not is_real(_dtype(x)):
         raise TypeError(f"`{name}` must be a number; got {x!r}")
     if np.ndim(x) != 0:
         raise ValueError(f"`{name}` must be one number; got shape {np.shape(x)}")
-    if isinstance(x, Tracer):
-        return x
-    if not x >= least:
+    number = value_of(x)
+    if number is not None and not number >= least:
         raise ValueError(f"`{name}` must be at least {least:.2g}; got {x}")
-    if x > LARGEST and jax.dtypes.canonicalize_dtype(float) == np.float32:  # JAX would warn of an overflow
+    if number is None or isinstance(x, Array):
+        return x
+    if number > LARGEST and jax.dtypes.canonicalize_dtype(float) == np.float32:  # JAX would warn of an overflow
         return math.inf
-    return float(x)
+    return constant_if_default(float(number), default)
+
+
+def value_of(x: Any) -> Any:
+    """Returns one number as a Python number, or None if only a run knows it."""
+    if isinstance(x, Tracer):
+        return None
+    x = jax.device_get(x) if isinstance(x, Array) else x  # an explicit transfer, which a transfer guard lets pass
+    return x if isinstance(x, (int, float)) else x.item()
 
 
 def as_integer(name: str, x: Any) -> int:

@@ -1,5 +1,6 @@
 """`gae`, and the batch-major class `GAE`. The recursion is in `_recursion.py`."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import jax.export
 from jax import Array
 from jax.typing import ArrayLike
 
-from gae_jax._arguments import as_integer, check_is_array, check_shape
+from gae_jax._arguments import Implementation, as_integer, check_is_array, check_shape
 from gae_jax._recursion import advantages_of, lambdas_before, value_or_zero
 from gae_jax._rollout import Rollout, canonical, check_before_jit
 
@@ -23,7 +24,8 @@ class GAEOutput(NamedTuple):
     """The regression targets of the critic; for `gae`, the λ-returns A_t + V(s_t)."""
 
 
-jax.export.register_namedtuple_serialization(GAEOutput, serialized_name="gae_jax.GAEOutput")
+with contextlib.suppress(ValueError):  # after importlib.reload, the name belongs to the class of the first import
+    jax.export.register_namedtuple_serialization(GAEOutput, serialized_name="gae_jax.GAEOutput")
 
 
 def gae(
@@ -39,7 +41,7 @@ def gae(
     mask: ArrayLike | None = None,
     time_axis: int = 0,
     time_axis_name: str | None = None,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
 ) -> GAEOutput:
     """Computes Generalized Advantage Estimation over a batch of rollouts.
 
@@ -59,19 +61,19 @@ def gae(
       rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]`, V(s_0) ... V(s_{T-1}), together with
         `bootstrap_value`.
-      terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode, so V(s_{t+1}) counts as 0.
-      truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
-        The final observation has a value, and row t+1 belongs to another episode. Where both flags are set,
-        `terminated` wins.
+      terminated: `[T, *B]`, bool or 0 and 1; or one flag for all rows: False, no episode ends. True: transition t ended
+        the episode, so V(s_{t+1}) counts as 0.
+      truncated: like `terminated`. True: transition t was the last before a cut, for example by a time limit. The final
+        observation has a value, and row t+1 belongs to another episode. Where both flags are set, `terminated` wins.
       gamma: γ, the discount, in [-1, 1]. A scalar, or an array that broadcasts to the shape of `rewards`: where that
         is `[T, N]`, `[N]` holds one γ per worker, `[T, 1]` one γ per step. A negative γ is for zero-sum games of two
         players: V(s_{t+1}) is the value for the other player, who moves next.
       lambda_: λ, in [0, 1], in the same shapes. λ = 0 gives δ_t; λ = 1 gives the discounted return minus V(s_t). If γ
         and λ vary over time, A_t = δ_t + γ_t λ_t A_{t+1} and δ_t = r_t + γ_t V(s_{t+1}) - V(s_t).
-      bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
-      final_values: `[T, *B]`, the value of the final observation, which is the observation before the reset. Used only
-        where truncated. Without `final_values`, a truncated row is dropped: its advantage is 0, its target V(s_t). A
-        dropped row is no sample: leave it out of `normalize` and of the loss.
+      bootstrap_value: `[*B]`, or one number, V(s_T), the value of the state after the last transition.
+      final_values: `[T, *B]`, or one number, the value of the final observation, which is the observation before the
+        reset. Used only where truncated. Without `final_values`, a truncated row is dropped: its advantage is 0, its
+        target V(s_t). A dropped row is no sample: leave it out of `normalize` and of the loss.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition, but padding, a prompt token or a row that
         only resets. The recursion skips the row, so the row before it continues with the next unmasked row. The
         advantage of a masked row is 0. Its target is V(s_t), or 0 if V(s_t) is not finite. The reward and the flags of
@@ -104,8 +106,8 @@ def gae(
 
     Raises:
       TypeError: an argument is not an array of numbers or flags, in a dtype of JAX and in native byte order.
-      ValueError: a shape or a name is not one of the above; gamma or lambda_ is a Python or NumPy number outside its
-        interval; T is 0; `final_values` is given without `truncated`; or integers are beyond JAX's integers.
+      ValueError: a shape or a name is not one of the above; gamma or lambda_ is one number outside its interval, and
+        known before a run; T is 0; `final_values` is given without `truncated`; or integers are beyond JAX's integers.
       NotImplementedError: the implementation cannot run here.
 
     Source: Schulman et al., 2015, arXiv:1506.02438, equations 11, 12 and 16.

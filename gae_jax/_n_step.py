@@ -43,13 +43,13 @@ def n_step_advantages(
     Args:
       rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
-      terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
-      truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
+      terminated: `[T, *B]`, bool or 0 and 1; or one flag. True: transition t ended the episode.
+      truncated: like `terminated`. True: transition t was the last before a cut, for example by a time limit.
         Without `final_values`, a truncated row is dropped, and is no sample: its advantage is 0.
       n: the number of steps, at least 1. The cost is min(n, T) passes over the rollout.
       gamma: γ, the discount, in [-1, 1], as in `gae`: a scalar, or an array that broadcasts to the shape of `rewards`.
-      bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
-      final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
+      bootstrap_value: `[*B]`, or one number, V(s_T), the value of the state after the last transition.
+      final_values: `[T, *B]`, or one number, the value of the final observation. Used only where truncated.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition. The recursion skips the row and does not
         count it among the n steps. The advantage of a masked row is 0.
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`. Time cannot be split over devices:

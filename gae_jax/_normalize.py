@@ -36,7 +36,7 @@ def normalize(
         `normalize(advantages, keep)` with `keep = mask & (terminated | ~truncated)`, for flags that are bool.
       axis_name: inside `jax.shard_map`, the name of a mesh axis, or a tuple of names. The mean and the standard
         deviation are then taken over the entries of all devices along these axes. An axis of `jax.pmap` or `jax.vmap`
-        works too. The communication is at most seven all-reduces of one or two numbers, whatever the size of the array.
+        works too. The communication is at most six all-reduces of one or two numbers, whatever the size of the array.
       epsilon: a number, at least 0, added to the standard deviation.
       ddof: a number, at least 0: the variance is the sum of squares divided by the number of entries minus `ddof`. 1
         gives the unbiased variance. If there are no more than `ddof` unmasked entries, the result is 0.
@@ -61,7 +61,7 @@ def normalize(
         check_shape("mask", mask, np.shape(advantages), "the shape of `advantages`")
     if axis_name is not None:
         check_axis_names("axis_name", *(axis_name if isinstance(axis_name, tuple) else (axis_name,)))
-    epsilon, ddof = as_number("epsilon", epsilon), as_number("ddof", ddof)
+    epsilon, ddof = as_number("epsilon", epsilon, default=1e-8), as_number("ddof", ddof, default=0.0)
     return _normalize(advantages, mask, epsilon, ddof, axis_name=axis_name)
 
 
@@ -88,9 +88,8 @@ def _normalize(
     bounds = jnp.stack([jnp.max(y, where=live, initial=-jnp.inf) for y in (-constant, constant)])
     bounds = bounds if axis_name is None else lax.pmax(bounds, axis_name)
     x = jnp.where(live, x - jnp.clip(total(constant) / count, -bounds[0], bounds[1]), 0)
-    # A mean is rounded by much where it is large: subtract the mean of what it leaves, twice.
-    for _ in range(2):
-        x = jnp.where(live, x - total(x) / count, 0)
+    # A large mean is rounded by much: subtract the mean of what it leaves.
+    x = jnp.where(live, x - total(x) / count, 0)
     # Squares overflow or vanish in units of reward, but not in units of the mean absolute deviation.
     mean_deviation = lax.stop_gradient(total(jnp.abs(x)) / count)
     all_equal = mean_deviation == 0

@@ -12,13 +12,23 @@ Every error names the argument, and shows what was wanted, what was got and, whe
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gae_jax._arguments import as_integer, check_axis_names, check_is_array, check_is_name, check_shape, promoted
+from gae_jax._arguments import (
+    Constant,
+    Shape,
+    as_integer,
+    check_axis_names,
+    check_is_array,
+    check_is_name,
+    check_shape,
+    is_broadcastable,
+    promoted,
+    value_of,
+)
 from gae_jax._placement import placed_alike
 
 
@@ -34,11 +44,14 @@ class Rollout(NamedTuple):
     mask: Any = None
     log_rhos: Any = None  # of V-trace
     gamma: Any = None
-    lambda_: Any = 1.0
+    lambda_: Any = Constant(1.0)
 
 
-FLAGS = ("terminated", "truncated", "mask")
+ENDS = ("terminated", "truncated")
+FLAGS = (*ENDS, "mask")
 PARAMETERS = {"gamma": (-1, 1), "lambda_": (0, 1)}  # and the range of each
+ONE_IS_ENOUGH = (*ENDS, "bootstrap_value", "final_values")
+BY_ROW = ("terminated", "truncated", "final_values", "mask", "log_rhos")
 NUMBERS = ("rewards", "values", "bootstrap_value", "final_values", "log_rhos")
 REQUIRED = ("rewards", "values", "terminated", *PARAMETERS)
 
@@ -56,7 +69,8 @@ def check_before_jit(
             check_is_array(name, x, flags=name in FLAGS)
     for name, (low, high) in PARAMETERS.items():
         x = getattr(rollout, name)
-        if not isinstance(x, Array) and np.ndim(x) == 0 and not low <= x <= high:
+        number = value_of(x) if np.ndim(x) == 0 else None
+        if number is not None and not low <= number <= high:
             raise ValueError(f"`{name}` must lie in [{low}, {high}]; got {x}")
     if rollout.final_values is not None and rollout.truncated is None:
         raise ValueError("`final_values` is read only where `truncated` is set: pass `truncated`, too")
@@ -85,8 +99,10 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     Raises:
       ValueError: a shape is wrong, or there is no transition at all.
     """
-    rollout = _with_numbers_repeated(jax.tree.map(jnp.asarray, rollout), axis)
+    rollout = jax.tree.map(jnp.asarray, rollout, is_leaf=lambda x: isinstance(x, float))
+    _assert_rewards_fit(rollout, axis)
     _assert_shapes(rollout, axis)
+    rollout = with_numbers_repeated(rollout, axis)
     # Neither flags nor gamma and lambda_ decide the dtype of the results.
     dtype = promoted(*jax.tree.leaves([getattr(rollout, name) for name in NUMBERS]))
 
@@ -96,13 +112,11 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     return placed_alike(_with_time_first(_widened(rollout, dtype), axis)), to_caller_layout
 
 
-def _with_numbers_repeated(rollout: Rollout, axis: int) -> Rollout:
+def with_numbers_repeated(rollout: Rollout, axis: int) -> Rollout:
     """Returns arrays where one number or flag stands for all: `terminated=False`, `bootstrap_value=0.0`."""
-    rows = rollout.rewards.shape
-    shapes = dict.fromkeys(("terminated", "truncated", "final_values"), rows)
-    shapes["bootstrap_value"] = rows[:axis] + rows[axis + 1 :]
-    given = {name: getattr(rollout, name) for name in shapes}
-    numbers = {name: x for name, x in given.items() if x is not None and x.ndim == 0}
+    rows = np.shape(rollout.rewards)
+    shapes = dict.fromkeys(ONE_IS_ENOUGH, rows) | {"bootstrap_value": _without(rows, axis)}
+    numbers = {name: x for name in ONE_IS_ENOUGH if (x := getattr(rollout, name)) is not None and np.ndim(x) == 0}
     return rollout._replace(**{name: jnp.broadcast_to(x, shapes[name]) for name, x in numbers.items()})
 
 
@@ -126,45 +140,70 @@ def _with_time_first(rollout: Rollout, axis: int) -> Rollout:
     return rows._replace(values=rows.values[: rows.rewards.shape[0]], bootstrap_value=last_value)
 
 
+def _assert_rewards_fit(rollout: Rollout, axis: int) -> None:
+    """Raises if all other arrays have one shape and `rewards` has another: then it is `rewards` that is wrong."""
+    others = {x.shape for name in BY_ROW if (x := getattr(rollout, name)) is not None and x.ndim > axis}
+    if others and rollout.values.ndim > axis:
+        want = rollout.values.shape if rollout.bootstrap_value is not None else _longer(rollout.values.shape, axis, -1)
+        if others == {want}:
+            check_shape("rewards", rollout.rewards, want, "the shape of the other arrays", _guesses(want, axis))
+
+
 def _assert_shapes(rollout: Rollout, axis: int) -> None:
-    rows = rollout.rewards.shape
-    longer = (*rows[:axis], rows[axis] + 1, *rows[axis + 1 :])
-    batch = rows[:axis] + rows[axis + 1 :]
+    rows, values, last_value = rollout.rewards.shape, rollout.values, rollout.bootstrap_value
     if rows[axis] == 0:
         raise ValueError(f"`rewards` must hold at least one transition; got shape {rows}, so T = 0 on axis {axis}")
+    longer, batch, guesses = _longer(rows, axis), _without(rows, axis), _guesses(rows, axis)
+    for name in BY_ROW:
+        x = getattr(rollout, name)
+        if x is None:
+            continue
+        may_be_value, likely = name in ENDS and jnp.issubdtype(x.dtype, jnp.floating), {}
+        if may_be_value:  # the fourth of gae(rewards, values, done, last_value), as in PureJaxRL
+            likely = dict.fromkeys(((), batch, (1, *batch)), "It looks like V(s_T): pass it as `bootstrap_value=`.")
+        elif name in ENDS:
+            likely = {batch: "It has no axis of time: there is one flag per transition."}
+        if x.ndim or may_be_value or name not in ONE_IS_ENOUGH:
+            check_shape(name, x, rows, "the shape of `rewards`", guesses | likely)
 
-    swapped = "Time and batch look swapped: all arrays are [T, *B], or with time_axis=1 all are [N, T]."
-    shorter = (*rows[:axis], rows[axis] - 1, *rows[axis + 1 :])
-    too_many = "a row too many: there is one row per transition."
-    guesses = {longer: f"It has {too_many}", shorter: f"Or `rewards` has {too_many}", rows[::-1]: swapped}
-    guesses |= _guesses_for_missing_axes(rows, axis)
-    for name in ("terminated", "truncated", "final_values", "mask", "log_rhos"):
-        if getattr(rollout, name) is not None:
-            check_shape(name, getattr(rollout, name), rows, "the shape of `rewards`", guesses)
-    if rollout.bootstrap_value is None:
-        guesses = {rows: "Append V(s_T), the value of the state after the last transition, or pass `bootstrap_value`."}
-        guesses |= {longer[::-1]: swapped, (*rows[:-1], rows[-1] + 1): swapped} | _guesses_for_missing_axes(
-            longer, axis
+    other_axis = {k: f"If time is axis {k} of all arrays, pass time_axis={k}." for k in range(len(rows)) if k != axis}
+    if last_value is None:
+        guesses = _guesses(longer, axis) | {_longer(rows, k): guess for k, guess in other_axis.items()}
+        guesses[rows] = (
+            "The T + 1 rows are V(s_0) ... V(s_T). If V(s_T) is missing, the value of the state after the last "
+            "transition, append it or pass `bootstrap_value`; if the rows are V(s_1) ... V(s_T), put V(s_0) first."
         )
-        check_shape("values", rollout.values, longer, "the shape of `rewards` with T + 1 rows of time", guesses)
+        check_shape("values", values, longer, "the shape of `rewards` with T + 1 rows of time", guesses)
     else:
-        guesses |= {longer: "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."}
-        check_shape("values", rollout.values, rows, "the shape of `rewards` beside `bootstrap_value`", guesses)
-        check_shape("bootstrap_value", rollout.bootstrap_value, batch, "the shape of `rewards` without time")
+        guesses[longer] = "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."
+        check_shape("values", values, rows, "the shape of `rewards` beside `bootstrap_value`", guesses)
+    if last_value is not None and last_value.ndim:
+        guesses = {_without(rows, k): guess for k, guess in other_axis.items()}
+        guesses[rows] = "If these are V(s_{t+1}) of every row, pass the last row alone."
+        check_shape("bootstrap_value", last_value, batch, "the shape of `rewards` without time", guesses)
     for name in PARAMETERS:
         got = getattr(rollout, name).shape
-        try:
-            chex.assert_is_broadcastable(got, rows)
-        except AssertionError:
+        if not is_broadcastable(got, rows):
             raise ValueError(
                 f"`{name}` must broadcast to the shape of `rewards`, {rows}; got {got}. Shapes align from the last "
                 "axis: where arrays are [T, N], one per worker is [N] and one per step is [T, 1]."
-            ) from None
+            )
 
 
-def _guesses_for_missing_axes(want: tuple[int, ...], axis: int) -> dict[tuple[int, ...], str]:
-    """Returns guesses for arrays that lack the last axes: flags `[T, N]` of a team beside rewards `[T, N, A]`."""
-    return {
-        want[:k]: f"If the last axes share it, pass jnp.broadcast_to(x[...{', None' * (len(want) - k)}], {want})."
-        for k in range(axis + 1, len(want))
-    }
+def _guesses(want: Shape, axis: int) -> dict[Shape, str]:
+    """Returns what is likely to be wrong with an array that should have the shape `want`, by the shape it has."""
+    swapped = "Time and batch look swapped: all arrays are [T, *B], or with time_axis=1 all are [N, T]."
+    too_long = "It has a row too many: there is one row per transition."
+    likely = {_longer(want, axis): too_long, want[1::-1] + want[2:]: swapped}
+    for k in range(axis + 1, len(want)):
+        like = f"x[...{', None' * (len(want) - k)}]"
+        likely[want[:k]] = f"If the last axes share it, pass jnp.broadcast_to({like}, {want})."
+    return likely
+
+
+def _longer(shape: Shape, axis: int, by: int = 1) -> Shape:
+    return (*shape[:axis], shape[axis] + by, *shape[axis + 1 :])
+
+
+def _without(shape: Shape, axis: int) -> Shape:
+    return shape[:axis] + shape[axis + 1 :]

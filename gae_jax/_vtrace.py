@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gae_jax._arguments import as_number
+from gae_jax._arguments import Implementation, as_number, constant_if_default
 from gae_jax._gae import GAEOutput
 from gae_jax._recursion import advantages_of, lambdas_before, value_or_zero, zero_where_masked
 from gae_jax._rollout import Rollout, canonical, check_before_jit
@@ -39,7 +39,7 @@ def vtrace(
     final_values: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     time_axis: int = 0,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
 ) -> GAEOutput:
     """Computes V-trace targets and policy-gradient advantages over a batch of off-policy rollouts.
 
@@ -53,8 +53,8 @@ def vtrace(
     Args:
       rewards: `[T, *B]`, r_t, the reward of the transition s_t -> s_{t+1}; floating-point or integer.
       values: `[T+1, *B]`, V(s_0) ... V(s_T), in units of reward; or `[T, *B]` together with `bootstrap_value`.
-      terminated: `[T, *B]`, bool or 0 and 1. True: transition t ended the episode.
-      truncated: `[T, *B]`, bool or 0 and 1. True: transition t was the last before a cut, for example by a time limit.
+      terminated: `[T, *B]`, bool or 0 and 1; or one flag. True: transition t ended the episode.
+      truncated: like `terminated`. True: transition t was the last before a cut, for example by a time limit.
         Without `final_values`, a truncated row is dropped, and is no sample: its advantage is 0, its target V(s_t).
       log_rhos: `[T, *B]`, log w_t = log π(a_t | s_t) - log μ(a_t | s_t).
       gamma: γ, the discount, in [-1, 1], as in `gae`: a scalar, or an array that broadcasts to the shape of `rewards`.
@@ -63,15 +63,16 @@ def vtrace(
       clip_c: a positive number, the upper bound on the weight of each later row. It sets the speed of convergence,
         which the paper shows for clip_rho >= clip_c.
       clip_pg_rho: a positive number, the upper bound on the weight of an advantage.
-      bootstrap_value: `[*B]`, V(s_T), the value of the state after the last transition.
-      final_values: `[T, *B]`, the value of the final observation. Used only where truncated.
+      bootstrap_value: `[*B]`, or one number, V(s_T), the value of the state after the last transition.
+      final_values: `[T, *B]`, or one number, the value of the final observation. Used only where truncated.
       mask: `[T, *B]`, bool or 0 and 1. False: the row is not a transition, and the recursion skips it.
       time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`. Time cannot be split over devices:
         this function has no `time_axis_name`.
       implementation: the scan over time, as in `gae`.
 
     Returns:
-      GAEOutput(advantages, targets): A_t for the policy gradient, vs_t for the critic; shape and dtype as in `gae`.
+      GAEOutput(advantages, targets): A_t for the policy gradient, vs_t for the critic; shape and dtype as in `gae`,
+        where log_rhos counts among the arrays that promote.
 
     The function contains no `jax.lax.stop_gradient`: in a loss, apply it to the results. Unused entries
     may be NaN, as in `gae`; so may log_rhos of a masked row.
@@ -97,12 +98,12 @@ def vtrace(
     rollout = Rollout(
         *(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, log_rhos),
         gamma=gamma,
-        lambda_=lambda_,
+        lambda_=constant_if_default(lambda_, 1.0),
     )
     axis = check_before_jit(rollout, time_axis, "log_rhos", implementation=implementation)
     clips = {"clip_rho": clip_rho, "clip_c": clip_c, "clip_pg_rho": clip_pg_rho}
     least = float(np.finfo(np.float32).tiny)  # a clip is positive, and float32 holds its logarithm
-    rho, c, pg_rho = (as_number(name, x, least) for name, x in clips.items())
+    rho, c, pg_rho = (as_number(name, x, least, default=1.0) for name, x in clips.items())
     clips_equal = isinstance(rho, float) and isinstance(c, float) and rho == c
     return _vtrace(rollout, (rho, c, pg_rho), clips_equal=clips_equal, time_axis=axis, implementation=implementation)
 

@@ -1,134 +1,157 @@
-"""The arguments of the estimators: errors that name the argument, dtypes, and what a call depends on."""
+"""How the arguments of an estimator fit together: shapes, one number for an array, dtypes, compilations."""
 
 import functools
 import importlib
-import types
+import inspect
+import re
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import random_calls
+from jax import export
 from support.laws import assert_close, flags_of
 from support.oracle import oracle
 from support.rollouts import random_rollout
 from support.versions import enable_x64
 
-import gae_jax
-from gae_jax import GAE, gae, n_step_advantages
+from gae_jax import gae, n_step_advantages, vtrace
 
 pytestmark = pytest.mark.versions
 
-# Errors.
+# Shapes.
 
 T, N = 5, 3
-GOOD: dict[str, Any] = {
-    "rewards": np.zeros((T, N), np.float32),
-    "values": np.zeros((T + 1, N), np.float32),
-    "terminated": np.zeros((T, N), bool),
-    "gamma": 0.99,
-    "lambda_": 0.95,
-}
-SPLIT = GOOD | {"values": np.zeros((T, N), np.float32), "bootstrap_value": np.zeros(N, np.float32)}
 
 
 def zeros(*shape, dtype: Any = np.float32):
     return np.zeros(shape, dtype)
 
 
-SHAPES = [
-    (
-        {"terminated": zeros(N, T)},
-        r"`terminated` must have shape \(5, 3\).* got \(3, 5\)\. Time and batch look swapped",
-    ),
-    ({"terminated": zeros(T + 1, N)}, r"`terminated` must have shape \(5, 3\).* got \(6, 3\)\. It has a row too many"),
-    ({"terminated": zeros(T)}, r"`terminated` must have shape \(5, 3\), the shape of `rewards`; got \(5,\)"),
-    ({"terminated": zeros(1, N)}, r"`terminated` must have shape \(5, 3\), the shape of `rewards`; got \(1, 3\)"),
-    ({"terminated": False}, r"`terminated` must have shape \(5, 3\), the shape of `rewards`; got \(\)"),
-    ({"truncated": zeros(T, 1)}, r"`truncated` must have shape \(5, 3\), the shape of `rewards`; got \(5, 1\)"),
-    ({"truncated": zeros(N, T)}, r"`truncated` .* Time and batch look swapped"),
-    (
-        {"final_values": zeros(T + 1, N), "truncated": zeros(T, N)},
-        r"`final_values` must have shape \(5, 3\).* It has a row too many",
-    ),
-    (
-        {"values": zeros(T, N)},
-        r"`values` must have shape \(6, 3\).* got \(5, 3\)\. Append V\(s_T\).* or pass `bootstrap_value`",
-    ),
-    ({"values": zeros(N, T + 1)}, r"`values` must have shape \(6, 3\).* got \(3, 6\)\. Time and batch look swapped"),
-    (
-        {"values": zeros(T, N + 1)},
-        r"`values` must have shape \(6, 3\).* got \(5, 4\)\. Time and batch look swapped.*time_axis=1",
-    ),
-    (
-        {"values": zeros(2, N)},
-        r"`values` must have shape \(6, 3\), the shape of `rewards` with T \+ 1 rows of time; got \(2, 3\)",
-    ),
-    ({"rewards": zeros()}, r"`rewards` must have an axis of time, shape \[T, \*B\]; got a scalar, shape \(\)"),
-    ({"rewards": zeros(0, N)}, r"`rewards` must hold at least one transition; got shape \(0, 3\), so T = 0"),
-    ({"time_axis": 2}, r"`time_axis` must be an axis of `rewards`, whose shape is \(5, 3\); got 2"),
-    ({"time_axis": -3}, r"`time_axis` must be an axis of `rewards`, whose shape is \(5, 3\); got -3"),
-]
-SPLIT_SHAPES = [
-    ({"values": zeros(T + 1, N)}, r"`values` must have shape \(5, 3\), .* got \(6, 3\)\. .* pass one of the two"),
-    (
-        {"bootstrap_value": zeros(1, N)},
-        r"`bootstrap_value` must have shape \(3,\).* got \(1, 3\)\. Drop its axis of length 1",
-    ),
-    (
-        {"bootstrap_value": zeros()},
-        r"`bootstrap_value` must have shape \(3,\), the shape of `rewards` without time; got \(\)",
-    ),
-    (
-        {"bootstrap_value": zeros(T)},
-        r"`bootstrap_value` must have shape \(3,\), the shape of `rewards` without time; got \(5,\)",
-    ),
-]
-DROPS = r"Drop its axis of length 1\."
-SHAPES += [
-    ({"values": zeros(T + 1, N, 1)}, rf"`values` must have shape \(6, 3\), .* got \(6, 3, 1\)\. {DROPS}$"),
-    ({"values": zeros(T, N, 1)}, rf"`values` .* got \(5, 3, 1\)\. {DROPS} Append V\(s_T\)"),
-    ({"rewards": zeros(T), "terminated": zeros(T), "values": zeros(T + 1, 1)}, rf"`values` .* got \(6, 1\)\. {DROPS}$"),
-    ({"terminated": zeros(T, N, 1)}, rf"`terminated` must have shape \(5, 3\), .* got \(5, 3, 1\)\. {DROPS}$"),
-]
-SPLIT_SHAPES += [({"values": zeros(T, N, 1)}, rf"`values` must have shape \(5, 3\), .* got \(5, 3, 1\)\. {DROPS}$")]
+GOOD: dict[str, Any] = {
+    "rewards": zeros(T, N),
+    "values": zeros(T + 1, N),
+    "terminated": zeros(T, N, dtype=bool),
+    "gamma": 0.99,
+    "lambda_": 0.95,
+}
+SPLIT = GOOD | {"values": zeros(T, N), "bootstrap_value": zeros(N)}
+ONE: dict[str, Any] = GOOD | {"rewards": zeros(T), "values": zeros(T + 1), "terminated": zeros(T)}
 TEAM = GOOD | {"rewards": zeros(T, N, 2), "values": zeros(T + 1, N, 2), "terminated": zeros(T, N, 2)}
-TEAM_SHAPES = [
-    (
-        {"terminated": zeros(T, N)},
-        r"`terminated` .* got \(5, 3\)\. If the last axes share it, pass .*\(x\[\.\.\., None\], \(5, 3, 2\)\)\.$",
-    ),
-    ({"mask": zeros(T)}, r"`mask` .* got \(5,\)\. .* pass jnp.broadcast_to\(x\[\.\.\., None, None\], \(5, 3, 2\)\)\.$"),
-    (
-        {"values": zeros(T + 1, N)},
-        r"`values` .* got \(6, 3\)\. .* jnp.broadcast_to\(x\[\.\.\., None\], \(6, 3, 2\)\)\.$",
-    ),
-    ({"mask": zeros(T), "time_axis": 1}, r"`mask` must have shape \(5, 3, 2\), the shape of `rewards`; got \(5,\)\.$"),
+BATCH_MAJOR = {"rewards": zeros(N, T), "terminated": zeros(N, T)}
+TIME_AXIS_1 = {"time_axis": 1}
+CUT = GOOD | {"truncated": True}
+ROWS, LONGER = (T, N), (T + 1, N)
+
+SWAPPED = "Time and batch look swapped: all arrays are [T, *B], or with time_axis=1 all are [N, T]."
+TOO_MANY = "It has a row too many: there is one row per transition."
+NO_TIME = "It has no axis of time: there is one flag per transition."
+V_LAST = "It looks like V(s_T): pass it as `bootstrap_value=`."
+BOTH = "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."
+NEXT = "If these are V(s_{t+1}) of every row, pass the last row alone."
+DROP = "Drop its axis of length 1."
+MANY = "If one entry stands for many, pass jnp.broadcast_to(x, (5, 3))."
+STATES = (
+    "The T + 1 rows are V(s_0) ... V(s_T). If V(s_T) is missing, the value of the state after the last transition, "
+    "append it or pass `bootstrap_value`; if the rows are V(s_1) ... V(s_T), put V(s_0) first."
+)
+TIME_IS = "If time is axis {0} of all arrays, pass time_axis={0}."
+SHARED = "If the last axes share it, pass jnp.broadcast_to(x[..., {}], {})."
+SHAPES = [  # the other arguments, the name of the wrong one, what is passed, the shape that is wanted, and the advice
+    (GOOD, "terminated", zeros(N, T), ROWS, SWAPPED),
+    (GOOD, "terminated", zeros(T + 1, N), ROWS, TOO_MANY),
+    (GOOD, "terminated", zeros(1, N, dtype=bool), ROWS, MANY),
+    (GOOD, "truncated", zeros(T, 1), ROWS, MANY),
+    (GOOD, "truncated", zeros(N), ROWS, V_LAST),
+    (GOOD, "truncated", zeros(1, N), ROWS, V_LAST),
+    (GOOD, "truncated", zeros(N, dtype=bool), ROWS, NO_TIME),
+    (ONE, "truncated", 0.5, (T,), V_LAST),
+    (ONE, "truncated", jnp.float32(0), (T,), V_LAST),
+    (GOOD, "mask", True, ROWS, MANY),
+    (GOOD | {"terminated": zeros(T, N)}, "mask", zeros(1, N), ROWS, MANY),
+    (CUT, "final_values", zeros(T + 1, N), ROWS, TOO_MANY),
+    (GOOD, "values", zeros(T, N), LONGER, STATES),
+    (GOOD, "values", zeros(T, N, 1), LONGER, f"{DROP} {STATES}"),
+    (GOOD, "values", zeros(N, T + 1), LONGER, SWAPPED),
+    (GOOD, "values", zeros(T, N + 1), LONGER, TIME_IS.format(1)),
+    (GOOD | TIME_AXIS_1, "values", zeros(T + 1, N), (T, N + 1), TIME_IS.format(0)),
+    (GOOD | BATCH_MAJOR, "values", zeros(N, T + 1), (N + 1, T), TIME_IS.format(1)),
+    (GOOD, "values", zeros(2, N), LONGER, ""),
+    (ONE, "values", zeros(T + 1, 1), (T + 1,), DROP),
+    (SPLIT, "values", zeros(T + 1, N), ROWS, BOTH),
+    (SPLIT, "values", zeros(T, N, 1), ROWS, DROP),
+    (SPLIT, "bootstrap_value", zeros(1, N), (N,), DROP),
+    (SPLIT, "bootstrap_value", zeros(T), (N,), TIME_IS.format(1)),
+    (SPLIT, "bootstrap_value", zeros(T, N), (N,), NEXT),
+    (SPLIT | BATCH_MAJOR | {"values": zeros(N, T)}, "bootstrap_value", zeros(N), (T,), TIME_IS.format(1)),
+    (SPLIT | TIME_AXIS_1, "bootstrap_value", zeros(N), (T,), TIME_IS.format(0)),
+    (GOOD, "rewards", zeros(T, N, 1), ROWS, DROP),
+    (GOOD, "rewards", zeros(T + 1, N), ROWS, TOO_MANY),
+    (GOOD, "rewards", zeros(N, T), ROWS, SWAPPED),
+    (GOOD, "rewards", zeros(0, N), ROWS, ""),
+    (TEAM, "terminated", zeros(T, N), (T, N, 2), SHARED.format("None", (T, N, 2))),
+    (TEAM, "mask", zeros(T), (T, N, 2), SHARED.format("None, None", (T, N, 2))),
+    (TEAM, "values", zeros(T + 1, N), (T + 1, N, 2), SHARED.format("None", (T + 1, N, 2))),
+    (TEAM | TIME_AXIS_1, "mask", zeros(T), (T, N, 2), ""),
 ]
-DROPPED = [({"final_values": zeros(T, N)}, r"`final_values` is read only where `truncated` is set: pass `truncated`")]
+BROADCAST = (
+    "must broadcast to the shape of `rewards`, (5, 3); got {}. Shapes align from the last axis: where arrays are [T, "
+    "N], one per worker is [N] and one per step is [T, 1]."
+)
+EMPTY = GOOD | {"values": zeros(1, N), "terminated": False}
 CASES = [
-    *((GOOD | change, message) for change, message in SHAPES + DROPPED),
-    *((SPLIT | change, message) for change, message in SPLIT_SHAPES),
-    *((TEAM | change, message) for change, message in TEAM_SHAPES),
+    *((GOOD, name, zeros(T), BROADCAST.format((T,))) for name in ("gamma", "lambda_")),
+    (GOOD, "gamma", zeros(1, T, N), BROADCAST.format((1, T, N))),
+    (GOOD, "rewards", 0.0, "must have an axis of time, shape [T, *B]; got a scalar, shape ()"),
+    (EMPTY, "rewards", zeros(0, N), "must hold at least one transition; got shape (0, 3), so T = 0 on axis 0"),
+    *((GOOD, "time_axis", k, f"must be an axis of `rewards`, whose shape is (5, 3); got {k}") for k in (2, -3)),
+    (GOOD, "final_values", zeros(T, N), "is read only where `truncated` is set: pass `truncated`, too"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), CASES, ids=[message for _, message in CASES])
-def test_bad_argument(arguments, message):
-    with pytest.raises(ValueError, match=f"(?m){message}"):
-        gae(**arguments)
+MEANING = {"values": "the shape of `rewards` with T + 1 rows of time", "rewards": "the shape of the other arrays"}
+MEANING["bootstrap_value"] = "the shape of `rewards` without time"
+MEANING_SPLIT = MEANING | {"values": "the shape of `rewards` beside `bootstrap_value`"}
+for base, name, x, want, advice in SHAPES:
+    meaning = (MEANING_SPLIT if "bootstrap_value" in base else MEANING).get(name, "the shape of `rewards`")
+    CASES.append((base, name, x, f"must have shape {want}, {meaning}; got {np.shape(x)}. {advice}".rstrip()))
 
 
-@pytest.mark.parametrize("arguments", [GOOD, SPLIT])
-def test_good_arguments_are_accepted(arguments):
-    assert gae(**arguments).advantages.shape == (T, N)
+@pytest.mark.parametrize(("arguments", "name", "x", "message"), CASES)
+def test_bad_argument(arguments, name, x, message):
+    with pytest.raises(ValueError, match=f"(?m)^{re.escape(f'`{name}` {message}')}$"):
+        gae(**arguments | {name: x})
 
 
-def test_batch_major_arrays_by_mistake():
-    """[N, T] throughout, with values [N, T+1]: only `values` shows the mistake."""
-    with pytest.raises(ValueError, match=r"`values` .*time_axis=1"):
-        gae(zeros(N, T), zeros(N, T + 1), zeros(N, T), gamma=0.99, lambda_=0.95)
+def test_shapes_are_checked_where_chex_is_disabled():
+    chex.disable_asserts()
+    try:
+        for arguments, name, x, message in CASES:
+            test_bad_argument(arguments, name, x, message)
+    finally:
+        chex.enable_asserts()
+
+
+def test_symbolic_shapes():
+    """With a symbolic N, the same errors."""
+    scope = export.SymbolicScope()
+    sizes = dict(zip((N, N + 1), export.symbolic_shape("n, n + 1", scope=scope), strict=True))
+
+    def symbolic(x):
+        return jax.ShapeDtypeStruct(tuple(sizes.get(size, size) for size in np.shape(x)), jnp.asarray(x).dtype)
+
+    def call(arguments):
+        static = {k: arguments.pop(k) for k in ("time_axis", "gamma", "lambda_") if np.ndim(arguments.get(k, ())) == 0}
+        return export.export(jax.jit(functools.partial(gae, **static)))(**jax.tree.map(symbolic, arguments))
+
+    for arguments in (GOOD, SPLIT):
+        call(arguments.copy())
+    for arguments, name, x, _ in CASES:
+        if np.ndim(x):
+            with pytest.raises(ValueError, match=f"^`{name}` (must|is)"):
+                call(arguments | {name: x})
 
 
 def test_errors_are_raised_while_tracing():
@@ -136,65 +159,62 @@ def test_errors_are_raised_while_tracing():
     call = functools.partial(gae, gamma=0.99, lambda_=0.95)
     with pytest.raises(ValueError, match=r"`values` must have shape \(6, 3\)"):
         jax.eval_shape(jax.jit(call), zeros(T, N), zeros(T, N), zeros(T, N))
-    with pytest.raises(ValueError, match=r"`values` must have shape \(6,\)"):
-        jax.vmap(call, in_axes=1)(zeros(T, N), zeros(T, N), zeros(T, N))
+    with pytest.raises(ValueError, match=r"`truncated` must have shape \(5,\), .* got \(\)\. It looks like V"):
+        jax.vmap(call, in_axes=(1, 1, 1, 0))(zeros(T, N), zeros(T, N), zeros(T, N), zeros(N))
     with pytest.raises(ValueError, match=r"`lambda_` must lie in"):
         jax.jit(lambda r: gae(r, zeros(T + 1), zeros(T), gamma=0.99, lambda_=2.0))(jnp.zeros(T))
 
 
-class TestGAE:
-    """Errors of the object name the arguments of the object."""
-
-    estimate = GAE(n_workers=N, worker_steps=T, gamma=0.99, lambda_=0.95)
-
-    @pytest.mark.parametrize(
-        ("done", "rewards", "values", "message"),
-        [
-            (
-                zeros(T, N),
-                zeros(N, T),
-                zeros(N, T + 1),
-                r"`done` must have shape \(3, 5\), \[n_workers, .* got \(5, 3\)",
-            ),
-            (zeros(N, T), zeros(T, N), zeros(N, T + 1), r"`rewards` must have shape \(3, 5\), .* got \(5, 3\)"),
-            (
-                zeros(N, T),
-                zeros(N, T),
-                zeros(N, T),
-                r"`values` must have shape \(3, 6\), .* got \(3, 5\)\. Append V\(s_T\)",
-            ),
-        ],
-    )
-    def test_shapes(self, done, rewards, values, message):
-        with pytest.raises(ValueError, match=message):
-            self.estimate(done, rewards, values)
-
-
-# Dtypes.
+# Dtypes, and one number.
 
 TYPED = random_rollout(7, steps=12, batch=(4,), ends=0.2, dead=0.1)
 WANT_TYPED = oracle(**TYPED.arguments())
 
 
-def test_float64_under_x64():
-    with enable_x64(True):
-        output = gae(**TYPED.map_arrays(lambda x: x if x.dtype == bool else x.astype(np.float64)).arguments())
-        assert output.advantages.dtype == output.targets.dtype == jnp.float64
-        assert_close(output, WANT_TYPED, rtol=1e-14)
+def estimated(estimator, arguments):
+    """Returns the advantages of an estimator for the arguments of `gae`, and more if it takes more."""
+    arguments = {"log_rhos": np.zeros_like(arguments["rewards"]), "n": 3} | arguments
+    output = estimator(**{k: x for k, x in arguments.items() if k in inspect.signature(estimator).parameters})
+    return output if estimator is n_step_advantages else output.advantages
 
 
-@pytest.mark.parametrize("x64", [False, True])
-def test_float32_stays_float32(x64):
-    with enable_x64(x64):
-        output = gae(**TYPED.arguments())
-        assert output.advantages.dtype == output.targets.dtype == jnp.float32
-        assert_close(output, WANT_TYPED)
+ESTIMATORS = pytest.mark.parametrize("estimator", [gae, vtrace, n_step_advantages])
+
+
+NUMBERS = [
+    {"terminated": False, "bootstrap_value": 2.0, "final_values": 3.0},
+    {"terminated": True, "bootstrap_value": 1},
+    {"terminated": 0, "truncated": True, "final_values": -1.0, "bootstrap_value": 0.0},
+]
+
+
+@ESTIMATORS
+@pytest.mark.parametrize("convert", [lambda x: x, np.asarray, jnp.asarray], ids=["Python", "NumPy", "JAX"])
+def test_one_number_equals_an_array_of_it(estimator, convert):
+    base = TYPED.replace(values=TYPED.values[:-1]).arguments()
+    for numbers in NUMBERS:
+        shapes = dict.fromkeys(numbers, (12, 4)) | {"bootstrap_value": (4,)}
+        want = estimated(estimator, base | {name: np.full(shapes[name], x) for name, x in numbers.items()})
+        arguments = base | {name: convert(x) for name, x in numbers.items()}
+        np.testing.assert_array_equal(estimated(estimator, arguments), want)
+        by_worker = {name: x.T if np.ndim(x) == 2 else x for name, x in arguments.items()}
+        np.testing.assert_array_equal(estimated(estimator, by_worker | {"time_axis": 1}).T, want)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.uint8, np.float32])
 def test_flags_of_any_kind(dtype):
     arguments = TYPED.arguments() | {k: v.astype(dtype) for k, v in flags_of(TYPED).items() if v is not None}
     assert_close(gae(**arguments), WANT_TYPED)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_float64_stays_float64_under_x64_only(x64):
+    with enable_x64(x64):
+        wide = TYPED.map_arrays(lambda x: x if x.dtype == bool else x.astype(np.float64)).arguments()
+        for arguments, dtype in ((TYPED.arguments(), np.float32), (wide, np.float64 if x64 else np.float32)):
+            output = gae(**arguments)
+            assert output.advantages.dtype == output.targets.dtype == dtype
+            assert_close(output, WANT_TYPED, rtol=1e-14 if dtype == np.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -208,64 +228,37 @@ def test_narrow_floats_in_and_out_but_not_between(dtype):
         np.testing.assert_array_equal(got, want.astype(dtype))
 
 
-def test_floats_promote_and_integers_do_not_take_part():
-    arguments: dict[str, Any] = TYPED.arguments() | {"rewards": np.arange(48, dtype=np.int32).reshape(12, 4)}
-    assert_close(gae(**arguments), oracle(**arguments))
-    arguments |= {"values": TYPED.values.astype(jnp.bfloat16)}
-    output = gae(**arguments)
-    assert output.advantages.dtype == jnp.float32  # of final_values
-    assert_close(output, oracle(**arguments))
+def dtype_of(estimator, arguments):
+    return jax.eval_shape(lambda: estimated(estimator, arguments)).dtype
 
 
-def test_random_calls():
-    """A few; `python tests/conformance.py --random 600` makes many. A planted mistake is found."""
-    assert random_calls.run(gae_jax, np.inf, most=4, of_a_kind=1, seed=6)[1] < 20
-    wrong = types.SimpleNamespace(**vars(gae_jax) | {"gae": lambda *x, gamma, **y: gae(*x, gamma=abs(gamma), **y)})
-    assert random_calls.run(wrong, np.inf, most=4, of_a_kind=1, seed=6)[1] > 1e4
+@ESTIMATORS
+def test_each_array_of_numbers_promotes_the_result(estimator):
+    wide = TYPED.arguments() | {"bootstrap_value": TYPED.values[-1], "values": TYPED.values[:-1]}
+    wide["log_rhos"] = TYPED.rewards
+    is_number = {name: np.ndim(x) and x.dtype == np.float32 for name, x in wide.items()}
+    arguments = {name: x.astype(jnp.bfloat16) if is_number[name] else x for name, x in wide.items()}
+    assert dtype_of(estimator, arguments) == jnp.bfloat16
+    for name in (
+        "rewards",
+        "values",
+        "bootstrap_value",
+        "final_values",
+        *(["log_rhos"] if estimator is vtrace else []),
+    ):
+        assert dtype_of(estimator, arguments | {name: wide[name]}) == jnp.float32, name
+        assert dtype_of(estimator, arguments | {name: wide[name].astype(np.int32)}) == jnp.bfloat16, name
+    for name in ("bootstrap_value", "final_values"):
+        assert dtype_of(estimator, arguments | {name: 0.0}) == jnp.bfloat16, name
 
 
-def estimated(estimator, arguments):
-    """Returns the advantages of an estimator for the arguments of `gae`."""
-    if estimator == "n_step_advantages":
-        return n_step_advantages(**{k: x for k, x in arguments.items() if k != "lambda_"}, n=3)
-    others = {"log_rhos": jnp.zeros_like(arguments["rewards"])} if estimator == "vtrace" else {}
-    return getattr(gae_jax, estimator)(**arguments, **others).advantages
-
-
-@pytest.mark.parametrize("estimator", ["gae", "vtrace", "n_step_advantages"])
+@ESTIMATORS
 def test_neither_flags_nor_parameters_decide_the_dtype(estimator):
     wide = {"gamma": np.full((12, 1), 0.9), "lambda_": np.full((12, 1), 0.8)}
-    rollout = TYPED.map_arrays(lambda x: x.astype(np.float64 if x.dtype == bool else np.float32)).replace(**wide)
-    narrow = rollout.map_arrays(lambda x: x.astype(jnp.float16 if x.dtype == np.float32 else np.float32)).replace(
-        **wide
-    )
-
-    def dtype(rollout):
-        return jax.eval_shape(lambda: estimated(estimator, rollout.arguments())).dtype
-
-    assert dtype(narrow) == jnp.float16
-    with enable_x64(True):
-        assert dtype(rollout) == jnp.float32
-        assert dtype(narrow) == jnp.float16
-
-        def iteration(rewards, _):
-            return estimated(estimator, rollout.arguments() | {"rewards": rewards}), None
-
-        carry, _ = jax.eval_shape(lambda: jax.lax.scan(iteration, rollout.rewards, length=2))
-        assert carry.dtype == jnp.float32
-
-
-def test_jax_arrays_equal_numpy_arrays():
-    arguments: dict[str, Any] = {k: x if x is None else jnp.asarray(x) for k, x in TYPED.arguments().items()}
-    for got, want in zip(gae(**arguments), gae(**TYPED.arguments()), strict=True):
-        np.testing.assert_array_equal(got, want)
-
-
-def test_weak_types_do_not_promote():
-    """A bootstrap value of 0.0 does not widen bfloat16."""
-    rewards = jnp.ones((3,), jnp.bfloat16)
-    output = gae(rewards, rewards, rewards == 0, gamma=0.5, lambda_=0.5, bootstrap_value=0.0)
-    assert output.advantages.dtype == jnp.bfloat16
+    for dtype, flags in ((np.float16, np.float32), (np.float16, np.float64), (np.float32, np.float64)):
+        rollout = TYPED.map_arrays(lambda x, dtype=dtype, flags=flags: x.astype(flags if x.dtype == bool else dtype))
+        with enable_x64(flags == np.float64):
+            assert dtype_of(estimator, rollout.replace(**wide).arguments()) == dtype
 
 
 def test_integers_alone_give_floats():
@@ -274,59 +267,30 @@ def test_integers_alone_give_floats():
     np.testing.assert_array_equal(output.targets, [6, 6, 5])
 
 
-def test_gamma_is_not_rounded_to_the_type_of_the_rewards():
-    """0.999 is 1.0 in bfloat16: with lambda 1 and without an end, the results would differ."""
-    rewards = jnp.zeros((1000,), jnp.bfloat16)
-    output = gae(rewards, rewards, rewards != 0, gamma=0.999, lambda_=1.0, bootstrap_value=jnp.bfloat16(1))
-    np.testing.assert_allclose(output.advantages[0].astype(np.float32), 0.999**1000, rtol=1e-2)
+# What is compiled once.
 
 
-@pytest.mark.parametrize(("gamma", "lambda_"), [(0.999, 0.99)])
-def test_no_drift_over_a_long_rollout_in_bfloat16(gamma, lambda_):
-    """The error of the recursion is below 2% of the root mean square of the advantages."""
-    rng = np.random.default_rng(0)
-    rewards, values = (rng.normal(size=(n, 2)).astype(jnp.bfloat16) for n in (2048, 2049))
-    terminated = np.zeros((2048, 2), bool)
-    got = gae(rewards, values, terminated, gamma=gamma, lambda_=lambda_).advantages
-    want, _ = oracle(rewards, values, terminated, gamma=gamma, lambda_=lambda_)
-    assert got.dtype == jnp.bfloat16
-    assert np.abs(np.asarray(got, np.float64) - want).max() < 0.02 * np.sqrt(np.mean(want**2))
-
-
-# What a call depends on.
-
-
-def count_traces(monkeypatch, module):
-    """Returns a list that grows by one item whenever an estimator of the module is traced."""
-    traced, canonical = [], importlib.import_module(module).canonical
-    monkeypatch.setattr(f"{module}.canonical", lambda *x: traced.append(1) or canonical(*x))
+def count_traces(monkeypatch, estimator):
+    """Returns a list that grows by one item whenever the estimator is traced."""
+    name = {gae: "gae_jax._gae", vtrace: "gae_jax._vtrace", n_step_advantages: "gae_jax._n_step"}[estimator]
+    traced, canonical = [], importlib.import_module(name).canonical
+    monkeypatch.setattr(f"{name}.canonical", lambda *x: traced.append(1) or canonical(*x))
     return traced
 
 
 def test_n_beyond_the_rollout_compiles_once(monkeypatch):
-    traced = count_traces(monkeypatch, "gae_jax._n_step")
-    arguments = random_rollout(1, steps=7, batch=(5,)).arguments()
-    del arguments["lambda_"]
+    traced = count_traces(monkeypatch, n_step_advantages)
+    arguments = {k: x for k, x in random_rollout(1, steps=7, batch=(5,)).arguments().items() if k != "lambda_"}
     numbers: tuple[Any, ...] = (200, 100, np.int64(7), jnp.array(8))
     for n in numbers:
         n_step_advantages(**arguments, n=n)
     assert len(traced) == 1
 
 
-@pytest.mark.parametrize("estimator", ["gae", "vtrace"])
+@ESTIMATORS
 def test_time_axis_counted_from_either_end_compiles_once(estimator, monkeypatch):
-    traced = count_traces(monkeypatch, f"gae_jax._{estimator}")
-    arguments = random_rollout(1, steps=5, batch=(3,)).map_arrays(np.transpose).arguments()
-    if estimator == "vtrace":
-        arguments["log_rhos"] = np.zeros((3, 5), np.float32)
+    traced = count_traces(monkeypatch, estimator)
+    arguments = random_rollout(1, steps=6, batch=(3,)).map_arrays(np.transpose).arguments()
     for time_axis in (1, -1):
-        getattr(gae_jax, estimator)(**arguments, time_axis=time_axis)
+        estimated(estimator, arguments | {"time_axis": time_axis})
     assert len(traced) == 1
-
-
-def test_float64_arrays_give_float64_under_x64_only():
-    arrays = {k: np.asarray(x, np.float64) for k, x in TYPED.arguments().items() if k in ("rewards", "values")}
-    arguments = TYPED.replace(**arrays, final_values=None).arguments()
-    assert gae(**arguments).advantages.dtype == jnp.float32
-    with enable_x64(True):
-        assert gae(**arguments).advantages.dtype == jnp.float64

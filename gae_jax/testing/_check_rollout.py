@@ -10,11 +10,25 @@ from jax.core import Tracer
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit
+from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit, with_numbers_repeated
 
 MUST = dict.fromkeys(FLAGS, "hold 0 and 1") | {
     name: f"lie in [{low}, {high}]" for name, (low, high) in PARAMETERS.items()
 }
+PROBABILITIES = ". If these are probabilities p, pass terminated=False and gamma=gamma * (1 - p)"
+MASKED = (
+    "`{name}` is not read where `mask` is False; entries other than 0 there: FOUND. 'What arrives between my own "
+    "steps' in examples/guides/tokens.md moves them to the unmasked row before them"
+)
+PADDING = (
+    "the last row of `values` is used as V(s_T), though `mask` is False in the last row of time and no flag ends the "
+    "episode; workers: FOUND. If that row is padding, set `terminated` or `truncated` in the last unmasked row; if it "
+    "is V(s_T), pass it as `bootstrap_value`"
+)
+LIMITS = (
+    "`terminated` is set wherever `truncated` is, and wins, so that no row bootstraps from V(final observation); rows: "
+    "FOUND. If time limits set `terminated`, pass terminated & ~truncated"
+)
 
 
 def check_rollout(
@@ -41,24 +55,14 @@ def check_rollout(
     Concrete arrays are checked at once. In a function under `checkify.checkify` or `chex.chexify`, each check is a
     `checkify.check`. JAX raises an error for such a check in a function that is compiled without one of the two.
 
-    A reward or a flag in a masked row is not read. Where concrete arrays hold a reward other than 0 or a flag that is
-    set in a masked row, the function warns; NaN is padding, and passes. 'What arrives between my own steps' in
-    examples/guides/tokens.md moves such rewards and flags to the unmasked row before them.
+    Of concrete arrays, the function also warns if `gae` reads them in another way than they are likely to be meant:
 
-    All arguments are arguments of `gae`; `T` is the number of transitions, `*B` are any batch axes.
+    - A masked row holds a reward other than 0 or a flag that is set, which are not read; NaN is padding, and passes.
+      'What arrives between my own steps' in examples/guides/tokens.md moves them to the unmasked row before them.
+    - The last rows are masked, no flag ends the episode, and the last row of `values` is used as V(s_T): padding?
+    - All truncated rows are terminated, too. `terminated` wins, so no row bootstraps from V(final observation).
 
-    Args:
-      rewards: `[T, *B]`, r_t.
-      values: `[T+1, *B]`, V(s_0) ... V(s_T); or `[T, *B]` together with `bootstrap_value`.
-      terminated: `[T, *B]`, bool or 0 and 1.
-      truncated: `[T, *B]`, bool or 0 and 1.
-      gamma: γ, a scalar, or an array that broadcasts to the shape of `rewards`.
-      lambda_: λ, in the same shapes.
-      bootstrap_value: `[*B]`, V(s_T).
-      final_values: `[T, *B]`, the values of the final observations.
-      mask: `[T, *B]`, bool or 0 and 1.
-      time_axis: the axis of time: 0 for arrays `[T, *B]`, 1 for arrays `[N, T]`.
-      time_axis_name: inside `jax.shard_map`, the mesh axis that time is split over.
+    The arguments are the arguments of `gae`, in the same shapes, without `implementation`.
 
     Raises:
       ValueError: an entry is wrong. The message names the argument, the number of wrong entries, and the first of them
@@ -75,9 +79,11 @@ def check_rollout(
     )
     axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name)
     rows, _ = canonical(rollout, axis)
+    rollout = with_numbers_repeated(rollout, axis)
     flags = {name: x for name, x in rollout._asdict().items() if name in FLAGS and x is not None}
     given = rows._asdict() | {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name, x in flags.items()}
-    wrong = {name: read & ~_holds(name, given[name]) for name, read in _entries_read(rows, time_axis_name).items()}
+    read = _entries_read(rows, time_axis_name)
+    wrong = {name: entries & ~_holds(name, given[name]) for name, entries in read.items()}
     if bootstrap_value is None:  # it is the last row of `values`
         wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
     for name, entries in wrong.items():
@@ -87,10 +93,16 @@ def check_rollout(
         if name != "bootstrap_value":
             entries = jnp.moveaxis(entries, 0, axis)
         _raise_if_any(name, entries.reshape(np.shape(getattr(rollout, name))))
+    live = read["values"]
     for name in ("rewards", "terminated", "truncated"):
-        if mask is not None and given[name] is not None:
-            lost = ~rows.mask & given[name].astype(bool) & jnp.isfinite(given[name])
-            _warn_if_any(name, jnp.moveaxis(lost, 0, axis))
+        if given[name] is not None:
+            lost = ~live & given[name].astype(bool) & jnp.isfinite(given[name])
+            _warn_if_any(MASKED.format(name=name), jnp.moveaxis(lost, 0, axis))
+    if bootstrap_value is None:
+        _warn_if_any(PADDING, read["bootstrap_value"] & ~live[-1])
+    if truncated is not None:
+        limits = live & rows.truncated
+        _warn_if_any(LIMITS, jnp.moveaxis(limits & jnp.all(rows.terminated | ~limits), 0, axis))
 
 
 def _holds(name: str, x: Array) -> Array:
@@ -126,22 +138,19 @@ def _entries_read(rows: Rollout, time_axis_name: str | None) -> dict[str, Array]
 def _raise_if_any(name: str, wrong: Array) -> None:
     """Raises a ValueError; where only a run knows the entries, makes a `checkify.check`."""
     found, numbers = _count_and_first(wrong)
-    message = f"`{name}` must {MUST.get(name, 'hold finite numbers')} where it is read; wrong entries: {found}"
+    hint = PROBABILITIES if name == "terminated" else ""
+    message = f"`{name}` must {MUST.get(name, 'hold finite numbers')} where it is read; wrong entries: {found}{hint}"
     if isinstance(numbers["count"], Tracer):
         checkify.check(numbers["count"] == 0, message, **numbers)
     elif numbers["count"]:
         raise ValueError(message.format(**numbers))
 
 
-def _warn_if_any(name: str, lost: Array) -> None:
+def _warn_if_any(message: str, entries: Array) -> None:
     """Warns, at the line that called `check_rollout`, if the entries are known."""
-    found, numbers = _count_and_first(lost)
+    found, numbers = _count_and_first(entries)
     if not isinstance(numbers["count"], Tracer) and numbers["count"]:
-        warnings.warn(
-            f"`{name}` is not read where `mask` is False; entries other than 0 there: {found.format(**numbers)}. "
-            "'What arrives between my own steps' in examples/guides/tokens.md moves them to the unmasked row before them",
-            stacklevel=3,
-        )
+        warnings.warn(message.replace("FOUND", found.format(**numbers)), stacklevel=3)
 
 
 def _count_and_first(entries: Array) -> tuple[str, dict[str, Any]]:
