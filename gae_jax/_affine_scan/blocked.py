@@ -48,7 +48,8 @@ def _carries(maps: AffineMap, init: Array) -> tuple[Array, Array]:
     length = maps.a.shape[0]
     if length <= LONGEST:
         *entering, last = _chain(_unstacked(maps, axis=0), init)
-        return last, jnp.stack(entering)
+        # jnp.stack would leave the axis of a jax.vmap around this call behind the new axis, and cost transpositions.
+        return last, jnp.concatenate([h.reshape(1, *h.shape) for h in entering])
     size = _block_size(length)
     rows_of_blocks = _unstacked(_in_blocks(maps, size), axis=1)
     block_maps = lax.optimization_barrier(functools.reduce(compose, rows_of_blocks))
