@@ -15,7 +15,7 @@ The derivative of every implementation is the derivative of the loop.
 """
 
 import functools
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,10 @@ from gae_jax._affine_scan.affine_map import Scan, Step
 from gae_jax._affine_scan.blocked import blocked
 from gae_jax._affine_scan.pallas_tpu import is_narrow, obstacle_to_kernel, pallas_tpu
 from gae_jax._affine_scan.sharded import sharded
+from gae_jax._arguments import Implementation
 from gae_jax._placement import zeros_placed_like
 
-IMPLEMENTATIONS = ("scan", "blocked", "pallas")
+IMPLEMENTATIONS = get_args(Implementation)
 
 
 def affine_scan(

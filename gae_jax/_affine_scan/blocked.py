@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from gae_jax._affine_scan.affine_map import AffineMap, Step, apply, compose
+from gae_jax._placement import zeros_placed_like
 
 # Rows in a block. Longer blocks save a stage, but cost more: XLA computes each of the K carries of a block from the
 # carry that enters the block, K (K - 1) / 2 steps in all.
@@ -38,8 +39,8 @@ def blocked(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> 
 
 def _maps_of_rows(step: Step, dtype: Any, xs: Any, shared: Any) -> AffineMap:
     """Returns the map of each row, `[T, *B]`: the step's carry at 0, and its derivative."""
-    shape = jax.tree.leaves(xs)[0].shape
-    b, a = jax.jvp(lambda h: step(h, xs, shared)[0], (jnp.zeros(shape, dtype),), (jnp.ones(shape, dtype),))
+    zeros = zeros_placed_like(jax.tree.leaves(xs)[0]).astype(dtype)
+    b, a = jax.jvp(lambda h: step(h, xs, shared)[0], (zeros,), (zeros + 1,))
     return AffineMap(a, b)
 
 
