@@ -7,7 +7,7 @@
 Schulman et al., 2017, "Proximal Policy Optimization Algorithms", arXiv:1707.06347. An iteration is two compiled
 programs: `act` takes a few steps in all environments, and `learn` estimates the advantages of this rollout and updates
 the networks in a few epochs of minibatches. The evaluation is `act` without noise. This file holds the algorithm.
-trainer.py compiles it, reports progress, saves checkpoints and writes the results; processes.py connects several machines.
+trainer.py compiles it, reports progress, saves checkpoints and writes results; processes.py connects several machines.
 """
 
 import dataclasses
@@ -47,7 +47,9 @@ class Config:
     value_weight: Positive = 0.5  # weight of the value loss
     max_grad_norm: Positive = 0.5  # bound on the norm of a gradient
     reward_scale: Positive = 0.1  # factor on the rewards in training, not in reports
-    devices: Devices = 0  # of all processes; must divide num-envs; changes the result; 0: one per CPU core, at most 8
+    devices: Devices = (
+        0  # of all processes; must divide num-envs; changes the result; 0: all, or one per CPU core up to 8
+    )
 
     @property
     def iterations(self) -> int:

@@ -1,5 +1,6 @@
 """Several processes that train together: they connect, share the devices, compare their options, and end together."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -9,7 +10,6 @@ import re
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -27,10 +27,10 @@ BYTES = {"f64": 8, "s64": 8, "f32": 4, "s32": 4, "u32": 4, "pred": 1}
 
 
 def connect(cluster: options.Cluster) -> None:
-    """Connects this process with the others, or refuses after a time limit. A single process needs no connection."""
+    """Connects this process with the others, or refuses after a time limit. `--processes 1` needs no connection."""
     if cluster.processes == 1:
         return
-    where = (cluster.coordinator, cluster.processes, cluster.process) if cluster.processes else ()
+    where: Any = (cluster.coordinator, cluster.processes, cluster.process) if cluster.processes else ()
     if where:
         explain_aborts()
     if where and cluster.process == 0:  # in jax 0.10, a port that is taken ends the process with a segmentation fault
@@ -38,26 +38,20 @@ def connect(cluster: options.Cluster) -> None:
             socket.create_server(("", int(cluster.coordinator.rpartition(":")[2]))).close()
         except (OSError, OverflowError) as error:
             refuse(f"--coordinator: cannot listen at {cluster.coordinator}: {error}")
-    failures = []
-
-    def initialize() -> None:
-        try:
-            limits = {"initialization_timeout": 10 * TIME_LIMIT, "heartbeat_timeout_seconds": TIME_LIMIT // 2}
-            jax.distributed.initialize(*where, **limits)
-        except Exception as error:
-            failures.append(error)
-
+    limits: Any = {"initialization_timeout": 10 * TIME_LIMIT, "heartbeat_timeout_seconds": TIME_LIMIT // 2}
     jax.config.update("jax_enable_preemption_service", False)  # it would ignore SIGTERM
-    thread = threading.Thread(target=initialize, daemon=True)  # JAX's own time limit aborts the process
-    thread.start()
-    thread.join(TIME_LIMIT)
-    if thread.is_alive():
+    thread = concurrent.futures.ThreadPoolExecutor()  # JAX's own time limit aborts the process
+    try:
+        thread.submit(jax.distributed.initialize, *where, **limits).result(TIME_LIMIT)
+    except TimeoutError:
         address = cluster.coordinator or "process 0"
         refuse(f"the processes have not all connected to {address} within {TIME_LIMIT} seconds")
-    if failures and (where or not isinstance(failures[0], ValueError)):  # a ValueError: JAX has found no cluster
-        refuse(f"cannot connect: {failures[0]}")
-    if not (where or failures):
-        explain_aborts()
+    except (OSError, RuntimeError, ValueError) as error:
+        if where or not isinstance(error, ValueError):  # a ValueError: JAX has found no cluster
+            refuse(f"cannot connect: {error}")
+    else:
+        if not where:
+            explain_aborts()
 
 
 def explain_aborts() -> None:
@@ -67,7 +61,6 @@ def explain_aborts() -> None:
     error it prints the first line.
     """
     reading, writing = os.pipe()
-    sys.stdout.flush()
     if os.fork():
         os.dup2(writing, 2)
         os.close(writing)
@@ -75,13 +68,11 @@ def explain_aborts() -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.close(writing)
-    with open(reading, errors="replace") as file:
-        text = file.read()
+    text = os.fdopen(reading, errors="replace").read()
     decisive = re.search(r"^error: .*|JAX distributed service detected fatal errors", text, re.MULTILINE)
     if decisive:
         text = (decisive[0] if decisive[0].startswith("error: ") else LOST) + "\n"
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    print(text, end="", file=sys.stderr, flush=True)
     os._exit(0)
 
 
@@ -91,36 +82,30 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not jax.distributed.is_initialized() and threading.active_count() == 1:
-            raise
-        code = error.code if isinstance(error, SystemExit) else 1
-        if "Gloo" in str(error) or isinstance(error, jax.errors.JaxRuntimeError):
+        communicated = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+        if communicated and jax.distributed.is_initialized():
             print(f"{LOST} ({error})".splitlines()[0], file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(getattr(error, "code", 1))
 
 
 def with_devices(config: Any, cluster: options.Cluster) -> Any:
-    """Returns the config with a number of devices: by default one per CPU core, at most 8, that divides the work."""
+    """Returns the config with a number of devices, by default the largest that divides the work."""
+    # At most 8 devices on a CPU. Other platforms have the devices that they have.
     cores = min(os.cpu_count() or 1, 8)
-    local = config.devices // (cluster.processes or 1) or cores
-    jax.config.update("jax_num_cpu_devices", local)  # other platforms have what they have
-    processes = jax.process_count()
+    jax.config.update("jax_num_cpu_devices", config.devices // (cluster.processes or 1) or cores)
+    processes, available = jax.process_count(), jax.device_count()
     if not config.devices:
-        most = cores * processes if jax.default_backend() == "cpu" else processes
-        rows, numbers = config.num_envs * config.num_steps, range(processes, most + 1, processes)
+        rows, numbers = config.num_envs * config.num_steps, range(processes, available + 1, processes)
         fitting = [n for n in numbers if config.num_envs % n == 0 and rows // n % config.minibatches == 0]
         config = dataclasses.replace(config, devices=max(fitting, default=processes))
-    try:
-        options.check(config, processes)
-    except ValueError as error:
-        refuse(str(error))
+    options.check(config, processes)
     if jax.local_device_count() < config.devices // processes:
-        refuse(f"--devices: there are {jax.device_count()}; got {config.devices}")
-    if jax.device_count() != processes * jax.local_device_count():
+        refuse(f"--devices: there are {available}; got {config.devices}")
+    if available != processes * jax.local_device_count():
         refuse("--devices differs between processes, or the machines have different numbers of devices")
     return config
 
@@ -139,29 +124,26 @@ def refuse_other_options(given: dict[str, Any]) -> None:
     for process, other in enumerate(others, start=1):
         for name, value in other.items():
             if value != first[name]:
-                name = f"--{name.replace('_', '-')}"
-                refuse(f"{name}: process 0 has {first[name]}, and process {process} has {value}")
+                option = f"--{name.replace('_', '-')}"
+                refuse(f"{option}: process 0 has {first[name]}, and process {process} has {value}")
 
 
 def communication(program: Any) -> str:
     """Counts the collectives that one call of a compiled program runs, and the bytes of their results per device."""
-    computations = dict(
-        re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", program.as_text(), re.MULTILINE | re.DOTALL)
-    )
+    text = program.as_text()
+    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
 
     def count(computation: str) -> np.ndarray:
         total = np.zeros(2, int)
         for line in computations[computation].splitlines():
-            if found := re.search(rf" = (.*?) (?:{COLLECTIVES})(?:-start)?\(", line):
+            if found := re.search(rf" = (\S.*?) (?:{COLLECTIVES})(?:-start)?\(", line):
                 arrays = re.findall(r"(\w+)\[([\d,]*)\]", found[1])
-                total += (
-                    1,
-                    sum(BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in arrays),
-                )
+                sizes = [BYTES[dtype] * math.prod(int(n) for n in shape.split(",") if n) for dtype, shape in arrays]
+                total += 1, sum(sizes)
             trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
             for name in re.findall(r"(?:body|to_apply|calls)=%?([\w.-]+)", line):
                 total += (int(trips[1]) if trips else 1) * count(name)
         return total
 
-    number, size = count(re.findall(r"^ENTRY %?([\w.-]+)", program.as_text(), re.MULTILINE)[0])
+    number, size = count(re.findall(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)[0])
     return f"an iteration exchanges {size:,} bytes per device, in {number:,} collectives"

@@ -1,7 +1,7 @@
 """A training run around its algorithm: options, devices, compilation, progress, evaluation, results."""
 
 import concurrent.futures
-import csv
+import contextlib
 import dataclasses
 import json
 import logging
@@ -22,12 +22,13 @@ import environment
 import jax
 import numpy as np
 import options
+import orbax.checkpoint as ocp
 import processes
 from environment import refuse
 from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 COLUMNS = ("environment_steps", "episode_return", "episodes_finished", "steps_per_second")
 COLUMNS += ("policy_loss", "value_loss", "wall_seconds")  # of metrics.csv
@@ -49,7 +50,7 @@ def main(description: str, config_type: type[Any], agent_type: type[Any]) -> Non
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C quits at once
     given = options.read(description, config_type)
-    with processes.ending_together():
+    with processes.ending_together() if given.cluster.processes != 1 else contextlib.nullcontext():
         processes.connect(given.cluster)
         config, run = processes.with_devices(given.training, given.cluster), given.run
         mode = {"resume": run.resume, "overwrite": run.overwrite, "play": run.play is not None}
@@ -57,14 +58,15 @@ def main(description: str, config_type: type[Any], agent_type: type[Any]) -> Non
         if jax.process_count() > 1:
             console.print(f"process {jax.process_index()} of {jax.process_count()} is connected; process 0 reports")
         console.quiet = jax.process_index() > 0
-        directory = pathlib.Path(run.out or given.source)
+        directory = pathlib.Path(run.out or options.source_of(given))
         try:
             if jax.process_index() == 0:
                 prepare(directory, config, run)
             columns = TimeElapsedColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
             with Display(*columns, console=console, disable=console.quiet or not console.is_terminal) as display:
+                display.add_task("", total=None)
                 programs = compile_programs(config, agent_type, display, training=not run.play)
-                train_or_play(config, run, directory, given.source, programs, display)
+                train_or_play(config, run, directory, options.source_of(given), programs, display)
         except OSError as error:
             refuse(f"cannot write to {directory}: {error.strerror or error}")
 
@@ -86,10 +88,7 @@ def prepare(directory: pathlib.Path, config: Any, run: options.Run) -> None:
 class Display(Progress):
     """One line: the time since its start, and what happens. Where there is no terminal, the notes as lines."""
 
-    def __init__(self, *columns: ProgressColumn, **how: Any) -> None:
-        """Takes what `Progress` takes."""
-        super().__init__(*columns, **how)
-        self.line = self.add_task("", total=None)
+    line = TaskID(0)  # the only one
 
     def note(self, text: str) -> None:
         """Shows what happens now."""
@@ -135,35 +134,28 @@ def compile_programs(config: Any, agent_type: type[Any], display: Display, train
 
 def open_checkpoints(directory: pathlib.Path) -> Any:
     """Opens the checkpoints of a run. Orbax writes one beside its predecessor and renames it at the end."""
-    import orbax.checkpoint as ocp  # half a second
-
     how = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     return ocp.CheckpointManager((directory / "checkpoints").absolute(), options=how)
 
 
 def save(checkpoints: Any, step: int, rows: list[list[float]], state: Any) -> None:
     """Saves a state, of which each process has a part; where that fails, the checkpoint before it stays."""
-    import orbax.checkpoint as ocp
-
     try:
-        checkpoints.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), rows=ocp.args.JsonSave(rows))
-        )
+        what = {"state": ocp.args.StandardSave(state), "about": ocp.args.JsonSave({"rows": rows})}
+        checkpoints.save(step, args=ocp.args.Composite(**what))
     except Exception as error:  # of the file system, in many wrappings
         refuse(f"cannot save a checkpoint: {error}")
 
 
 def restore(directory: pathlib.Path, like: Any) -> tuple[Any, list[list[float]]]:
     """Returns the latest state of a run, with the shapes and shardings of `like`, and the reports so far."""
-    import orbax.checkpoint as ocp
-
     try:
         with open_checkpoints(directory) as checkpoints:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(like), rows=ocp.args.JsonRestore())
-            stored = checkpoints.restore(checkpoints.latest_step(), args=args)
+            what = {"state": ocp.args.StandardRestore(like), "about": ocp.args.JsonRestore()}
+            stored = checkpoints.restore(checkpoints.latest_step(), args=ocp.args.Composite(**what))
     except Exception as error:
         refuse(f"the checkpoint in {directory} is missing, damaged, or not one of this program: {str(error)[:200]}")
-    return stored["state"], stored["rows"]
+    return stored["state"], stored["about"]["rows"]
 
 
 def train_or_play(
@@ -172,8 +164,10 @@ def train_or_play(
     """Evaluates, trains, evaluates again, and writes the results; or only evaluates and draws."""
     key = jax.random.PRNGKey(config.seed)  # Brax takes no key of the new kind
     key, env_key, eval_key = np.asarray(jax.random.split(key, 3))
-    before = np.zeros(0)
-    state, rows = restore(source, programs.state) if run.resume or run.play else (None, [])
+    state: Any = None
+    rows, before = [], np.zeros(0)
+    if run.resume or run.play:
+        state, rows = restore(source, programs.state)
     if not run.play:
         display.note("evaluating the untrained policy")
         untrained = programs.init(key, programs.reset(env_key))
@@ -193,23 +187,20 @@ def train_or_play(
         return
     curve = directory / "learning_curve.png"
     drawing.draw_curve(curve, f"PPO on {title}", np.array(rows), before.mean(), after.mean())
-    with (directory / "metrics.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+    np.savetxt(directory / "metrics.csv", rows, "%.9g", delimiter=",", header=",".join(COLUMNS), comments="")
     console.print(f"written to {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
-    if state.iteration < config.iterations:
+    if int(state.iteration) < config.iterations:
         arguments = [x for x in sys.argv if x not in ("--resume", "--overwrite")]
         console.print(f"to go on: {shlex.join([sys.executable, *arguments, '--resume'])}")
 
 
 def evaluate(config: Any, programs: Any, state: Any, key: np.ndarray) -> tuple[np.ndarray, drawing.Film]:
-    """Plays one episode in every environment, without noise; returns the returns, and a film of the first episode.
-
-    The film is that of the first environment of this process; process 0 draws it.
-    """
+    """Plays one episode in every environment, without noise; returns the returns, and a film of the first episode."""
     env, pieces = programs.reset(key), []
     for _ in range(math.ceil(config.episode_length / config.num_steps)):
         env, rollout = programs.act(state._replace(env=env), np.float32(0))
         outcome = process_allgather((rollout.done, rollout.episode_return), tiled=True)
+        # Process 0 draws the first environment, which is on a device of its own.
         pose = [np.asarray(x.addressable_data(0)[:, 0]) for x in (rollout.pose.pos, rollout.pose.rot)]
         pieces.append((*outcome, *pose))
     done, returns, position, rotation = (np.concatenate(x) for x in zip(*pieces, strict=True))
@@ -237,9 +228,10 @@ def train(
 
     signal.signal(signal.SIGINT, interrupt)
     done, total, saved = int(state.iteration), config.iterations, -math.inf
+    stop = done == total
     display.note(f"training from iteration {done} to {total}; Ctrl-C ends the training early")
     with open_checkpoints(directory) as checkpoints:
-        while done < total and not interrupted.is_set():
+        while not stop:
             start, tenth, metrics = time.perf_counter(), done * 10 // total, []
             for _ in range(min(total - done, max(1, total // 100))):
                 env, rollout = programs.act(state, np.float32(1))
@@ -248,10 +240,9 @@ def train(
             metrics, done = jax.device_get(metrics), done + len(metrics)
             rows = [*rows, report(config, done, rows, metrics, time.perf_counter() - start)]
             due = time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS
-            flags = process_allgather(np.array([interrupted.is_set(), due]))
-            if flags[:, 0].any():
-                interrupted.set()
-            if done == total or interrupted.is_set() or flags[0, 1]:  # the clock of process 0 decides for all
+            stops, dues = process_allgather(np.array([interrupted.is_set(), due])).T
+            stop = done == total or stops.any()
+            if stop or dues[0]:  # the clock of process 0 decides for all
                 save(checkpoints, done, rows, state)
                 saved = time.perf_counter()
             text = f"{rows[-1][0]:,} steps, return {rows[-1][1]:,.1f}, {rows[-1][3]:,.0f} steps/s"
