@@ -47,9 +47,7 @@ class Config:
     value_weight: Positive = 0.5  # weight of the value loss
     max_grad_norm: Positive = 0.5  # bound on the norm of a gradient
     reward_scale: Positive = 0.1  # factor on the rewards in training, not in reports
-    devices: Devices = (
-        0  # of all processes; must divide num-envs; changes the result; 0: all, or one per CPU core up to 8
-    )
+    devices: Devices = 0  # in all; must divide num-envs; changes the result; 0: all, or one per CPU core up to 8
 
     @property
     def iterations(self) -> int:
