@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, NoReturn
+from unittest import mock
 
 
 def refuse(message: str) -> NoReturn:
@@ -44,13 +45,15 @@ Environment = Literal[  # all of Brax's except swimmer, which fails with current
 def make(config: Any) -> Any:
     """Returns a batch of environments that reset themselves and keep the last observation of each episode."""
     with quiet():
+        import jax
         import mujoco
         from brax import envs
         from brax.envs.wrappers import training
 
         handler = getattr(mujoco, "set_mju_user_warning", lambda handle: None)
         handler(lambda text: None if "settotalmass" in text else print(text, file=sys.stderr))
-        env = envs.get_environment(config.env, backend=config.backend)
+        with mock.patch("jax.devices", jax.local_devices):  # MJX puts constants on the first, of whatever process
+            env = envs.get_environment(config.env, backend=config.backend)
 
     class KeepFinalObservation(envs.Wrapper):
         """Keeps the observation after each step. Below, AutoResetWrapper replaces it where an episode ended."""

@@ -1,6 +1,5 @@
 """Several processes that train together: they connect, share the devices, compare their options, and end together."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -12,6 +11,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -40,9 +40,8 @@ def connect(cluster: options.Cluster) -> None:
             refuse(f"--coordinator: cannot listen at {cluster.coordinator}: {error}")
     limits: Any = {"initialization_timeout": 10 * TIME_LIMIT, "heartbeat_timeout_seconds": TIME_LIMIT // 2}
     jax.config.update("jax_enable_preemption_service", False)  # it would ignore SIGTERM
-    thread = concurrent.futures.ThreadPoolExecutor()  # JAX's own time limit aborts the process
-    try:
-        thread.submit(jax.distributed.initialize, *where, **limits).result(TIME_LIMIT)
+    try:  # in another thread, since JAX's own time limit aborts the process
+        ThreadPoolExecutor().submit(jax.distributed.initialize, *where, **limits).result(TIME_LIMIT)
     except TimeoutError:
         address = cluster.coordinator or "process 0"
         refuse(f"the processes have not all connected to {address} within {TIME_LIMIT} seconds")
