@@ -47,32 +47,17 @@ def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
         ("--gamma nan", "--gamma must be a number from 0.0 to 1.0; got nan"),
         ("--steps 0", "--steps must be a whole number from 1 to 1000000000; got 0"),
         ("--num-envs 1000000", "--num-envs × --num-steps must be at most 4194304; got 64000000"),
-        ("--seed -1", "--seed must be a whole number from 0 to 4294967295; got -1"),
         ("--minibatches 7", "--minibatches must divide --num-envs × --num-steps / --devices; got 7 for 4096"),
         ("--devices 3", "--devices must divide --num-envs; got 3 for 64"),
         ("--out ", "the name of a directory is empty"),
         ("--resume --out /no/such", "there is no run in /no/such that can be used: [Errno 2]"),
         ("--process 1", "--process must be less than --processes, 0; got 1"),
-        ("--processes 2 --process 2", "--process must be less than --processes, 2; got 2"),
         ("--processes 2 --coordinator here", "--coordinator must be HOST:PORT, such as 10.0.0.1:12345; got 'here'"),
         ("--processes 3 --devices 4 --coordinator a:1", "--devices must be a multiple of the number of processes, 3"),
     ],
 )
 def test_wrong_options_are_one_line(line, complaint, capsys):
     assert complaint_of(read, line, capsys=capsys).startswith(f"error: {complaint}")
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"gamma": 2.0}, "--gamma must be a number from 0.0 to 1.0; got 2.0"),
-        ({"steps": 1.5}, "--steps must be a whole number from 1 to 1000000000; got 1.5"),
-        ({"eval_envs": 1}, "unexpected keyword argument 'eval_envs'"),
-    ],
-)
-def test_stored_options_are_checked(tmp_path, change, complaint, capsys):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG | change))
-    assert complaint in complaint_of(read, f"--play {tmp_path}", capsys=capsys)
 
 
 def test_resume_takes_the_options_of_the_run(tmp_path, capsys):
@@ -95,14 +80,6 @@ def test_a_run_is_overwritten_only_if_asked(tmp_path, capsys):
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG | {"gamma": 0.5}
 
 
-def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, capsys, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(sys, "argv", ["ppo.py", "--out", str(tmp_path / "file" / "run"), "--processes", "1"])
-    monkeypatch.setattr(processes, "with_devices", lambda config, cluster: config)
-    complaint = complaint_of(trainer.main, "", Config, None, capsys=capsys)
-    assert complaint == f"error: cannot write to {tmp_path / 'file' / 'run'}: Not a directory\n"
-
-
 @pytest.mark.parametrize(("cores", "num_envs", "devices"), [(1, 64, 1), (2, 64, 2), (64, 64, 8), (8, 6, 6)])
 def test_by_default_there_is_a_device_per_core(cores, num_envs, devices, monkeypatch):
     settings = {}
@@ -115,11 +92,6 @@ def test_by_default_there_is_a_device_per_core(cores, num_envs, devices, monkeyp
     assert processes.with_devices(Config(devices=16), options.Cluster()) == Config(devices=16)
 
 
-def test_devices_that_do_not_exist_are_one_line(capsys):
-    call = processes.with_devices, Config(devices=16), options.Cluster()
-    assert complaint_of(*call, capsys=capsys) == "error: --devices: there are 8; got 16\n"
-
-
 def test_a_port_that_is_taken_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(processes, "explain_aborts", lambda: None)  # it would take the standard error of the tests
     with socket.create_server(("", 0)) as taken:
@@ -129,10 +101,11 @@ def test_a_port_that_is_taken_is_one_line(monkeypatch, capsys):
 
 
 def test_constants_of_the_environment_are_on_a_device_of_this_process(monkeypatch):
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[3:4])
+    (fourth,) = jax.devices()[3:4]
+    monkeypatch.setattr(jax, "local_devices", lambda: [fourth])
     made = environment.make(Config(env="inverted_pendulum", backend="generalized")).unwrapped
     arrays = [x for x in jax.tree.leaves(made.sys) if isinstance(x, jax.Array)]
-    assert {device for x in arrays for device in x.devices()} == {jax.devices()[3]}
+    assert {device for x in arrays for device in x.devices()} == {fourth}
 
 
 @pytest.mark.parametrize(("missing", "target"), [("gae_jax", "."), ("tyro", "'.[examples]'")])
