@@ -38,7 +38,7 @@ def connect(cluster: options.Cluster) -> None:
             socket.create_server(("", int(cluster.coordinator.rpartition(":")[2]))).close()
         except (OSError, OverflowError) as error:
             refuse(f"--coordinator: cannot listen at {cluster.coordinator}: {error}")
-    limits: Any = {"initialization_timeout": 10 * TIME_LIMIT, "heartbeat_timeout_seconds": TIME_LIMIT // 2}
+    limits: Any = {"initialization_timeout": 10 * TIME_LIMIT, "heartbeat_timeout_seconds": 30}
     jax.config.update("jax_enable_preemption_service", False)  # it would ignore SIGTERM
     try:  # in another thread, since JAX's own time limit aborts the process
         ThreadPoolExecutor().submit(jax.distributed.initialize, *where, **limits).result(TIME_LIMIT)
