@@ -7,7 +7,7 @@
 Schulman et al., 2017, "Proximal Policy Optimization Algorithms", arXiv:1707.06347. An iteration is two compiled
 programs: `act` takes a few steps in all environments, and `learn` estimates the advantages of this rollout and updates
 the networks in a few epochs of minibatches. The evaluation is `act` without noise. This file holds the algorithm.
-trainer.py compiles it, reports progress, saves checkpoints and writes the results; environment.py makes the environments.
+trainer.py compiles it, reports progress, saves checkpoints and writes results; processes.py connects several machines.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import optax
 import trainer
 from jax import Array, lax
 from jax.scipy.stats import norm
-from trainer import Count, Devices, Fraction, Positive, Seed, Steps
+from options import Count, Devices, Fraction, Positive, Seed, Steps
 
 from gae_jax import gae, normalize
 
@@ -47,11 +47,7 @@ class Config:
     value_weight: Positive = 0.5  # weight of the value loss
     max_grad_norm: Positive = 0.5  # bound on the norm of a gradient
     reward_scale: Positive = 0.1  # factor on the rewards in training, not in reports
-    devices: Devices = 0  # must divide num-envs; changes the result; 0: one per CPU core, at most 8
-
-    def __post_init__(self) -> None:
-        """Raises ValueError where an option is out of its range, or options do not fit."""
-        trainer.check(self)
+    devices: Devices = 0  # in all; must divide num-envs; changes the result; 0: all, or one per CPU core up to 8
 
     @property
     def iterations(self) -> int:

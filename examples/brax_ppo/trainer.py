@@ -1,11 +1,11 @@
 """A training run around its algorithm: options, devices, compilation, progress, evaluation, results."""
 
 import concurrent.futures
-import csv
+import contextlib
 import dataclasses
 import json
+import logging
 import math
-import os
 import pathlib
 import shlex
 import shutil
@@ -14,26 +14,21 @@ import sys
 import threading
 import time
 import types
-import typing
-from typing import Annotated, Any, Literal
+from typing import Any
 
+import absl.logging
+import drawing
 import environment
-import checkpoints
 import jax
 import numpy as np
-import drawing
-import tyro
-from command_line import refuse
+import options
+import orbax.checkpoint as ocp
+import processes
+from environment import refuse
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-Count = Annotated[int, (1, 1_000_000)]  # types of options, each with its least and its largest value
-Steps = Annotated[int, (1, 1_000_000_000)]
-Seed = Annotated[int, (0, 2**32 - 1)]
-Devices = Annotated[int, (0, 4096)]
-Fraction = Annotated[float, (0.0, 1.0)]
-Positive = Annotated[float, (1e-12, 1e12)]
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 COLUMNS = ("environment_steps", "episode_return", "episodes_finished", "steps_per_second")
 COLUMNS += ("policy_loss", "value_loss", "wall_seconds")  # of metrics.csv
@@ -41,22 +36,8 @@ RESULTS = ("learning_curve.png", "metrics.csv", "config.json", "replay.gif", "re
 SECONDS_BETWEEN_CHECKPOINTS = 5
 
 console = Console(highlight=False, soft_wrap=True)
-mode, directory = tyro.conf.create_mutex_group(required=False), tyro.conf.arg(metavar="DIR")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What to do, and where. None of it changes the result."""
-
-    out: Annotated[str | None, directory] = None  # for the results; by default runs/ENV-seedSEED
-    resume: Annotated[bool, mode] = False  # go on from the checkpoint in --out, with its options
-    overwrite: Annotated[bool, mode] = False  # delete the run in --out and start anew
-    play: Annotated[str | None, directory, mode] = None  # no training: evaluate the policy of a run, draw an episode
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for an empty name, which would be the current directory."""
-        if "" in (self.out, self.play):
-            raise ValueError("the name of a directory is empty")
+absl.logging.set_verbosity(absl.logging.ERROR)  # of Orbax
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 
 def main(description: str, config_type: type[Any], agent_type: type[Any]) -> None:
@@ -65,111 +46,49 @@ def main(description: str, config_type: type[Any], agent_type: type[Any]) -> Non
     Args:
       description: what `--help` prints above the options.
       config_type: a dataclass of all options that decide the result.
-      agent_type: from a config and a batch of environments to the functions of an algorithm, as `brax_ppo.PPO`.
+      agent_type: from a config and a batch of environments to the functions of an algorithm, as `ppo.PPO`.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C quits at once
-    config, run, checkpoint = read_options(description, config_type)
-    directory = pathlib.Path(run.out or run.play or default_directory(config))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if checkpoint is None:
-            clear(directory, run.overwrite)
-        columns = TimeElapsedColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-        with Display(*columns, console=console, disable=not console.is_terminal) as display:
-            programs = compile_programs(config, agent_type, display, training=not run.play)
-            train_or_play(config, run, directory, checkpoint, programs, display)
-    except OSError as error:
-        refuse(f"cannot write to {directory}: {error.strerror}")
+    given = options.read(description, config_type)
+    with processes.ending_together() if given.cluster.processes != 1 else contextlib.nullcontext():
+        processes.connect(given.cluster)
+        config, run = processes.with_devices(given.training, given.cluster), given.run
+        mode = {"resume": run.resume, "overwrite": run.overwrite, "play": run.play is not None}
+        processes.refuse_other_options(dataclasses.asdict(config) | mode)
+        if jax.process_count() > 1:
+            console.print(f"process {jax.process_index()} of {jax.process_count()} is connected; process 0 reports")
+        console.quiet = jax.process_index() > 0
+        directory = pathlib.Path(run.out or options.source_of(given))
+        try:
+            if jax.process_index() == 0:
+                prepare(directory, config, run)
+            columns = TimeElapsedColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+            with Display(*columns, console=console, disable=console.quiet or not console.is_terminal) as display:
+                display.add_task("", total=None)
+                programs = compile_programs(config, agent_type, display, training=not run.play)
+                train_or_play(config, run, directory, options.source_of(given), programs, display)
+        except OSError as error:
+            refuse(f"cannot write to {directory}: {error.strerror or error}")
 
 
-def read_options(
-    description: str, config_type: type[Any], arguments: list[str] | None = None
-) -> tuple[Any, Run, checkpoints.Checkpoint | None]:
-    """Returns the options, and the checkpoint of the run that is resumed or played, whose options are the defaults."""
-
-    def read(config: Any) -> tuple[Any, Run]:
-        how = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-        fields: Any = [("training", config_type), ("run", Run)]
-        both: Any = dataclasses.make_dataclass("Options", fields)
-        options = tyro.cli(both, description=description, args=arguments, default=both(config, Run()), config=how)
-        return options.training, options.run
-
-    config, run = read(config_type())
-    config = with_devices(config)
-    if not (run.resume or run.play):
-        return config, run, None
-    source = pathlib.Path(run.play or run.out or default_directory(config))
-    checkpoint = checkpoints.load(source)
-    try:
-        stored = config_type(**checkpoint.config)
-        iteration = int(checkpoint.arrays["iteration"])
-        if not 0 <= iteration <= stored.iterations:
-            raise ValueError(f"iteration must be from 0 to {stored.iterations}; got {iteration}")
-        if not all(np.isfinite(x).all() for name, x in checkpoint.arrays.items() if name.startswith("params.")):
-            raise ValueError("the parameters are not finite: the training diverged")
-    except (KeyError, TypeError, ValueError) as error:
-        refuse(f"the checkpoint in {source} cannot be used: {error}")
-    config, run = read(stored)
-    for name, old in checkpoint.config.items():
-        if getattr(config, name) != old and not (run.play and name == "seed"):
-            refuse(f"--{name.replace('_', '-')}: the run in {source} has {old}; got {getattr(config, name)}")
-    return config, run, checkpoint
-
-
-def check(config: Any) -> None:
-    """Raises ValueError, which tyro prints, where a field is out of its range, or has another type than its hint."""
-    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
-        value, wanted = getattr(config, name), typing.get_args(hint)
-        if typing.get_origin(hint) is Literal:
-            valid, wanted = value in wanted, f"one of {', '.join(wanted)}"
-        else:
-            kind, (least, most) = wanted
-            valid = type(value) is kind and least <= value <= most
-            wanted = f"{'a whole' if kind is int else 'a'} number from {least} to {most}"
-        if not valid:
-            raise ValueError(f"--{name.replace('_', '-')} must be {wanted}; got {value}")
-    rows, devices, product = config.num_envs * config.num_steps, config.devices or 1, "--num-envs × --num-steps"
-    if rows > 2**22:
-        raise ValueError(f"{product} must be at most {2**22}; got {rows}")
-    if config.num_envs % devices:
-        raise ValueError(f"--devices must divide --num-envs; got {devices} for {config.num_envs}")
-    if (rows := rows // devices) % config.minibatches:
-        raise ValueError(f"--minibatches must divide {product} / --devices; got {config.minibatches} for {rows}")
-
-
-def with_devices(config: Any) -> Any:
-    """Returns the config with a number of devices: by default one per CPU core, at most 8, that divides the work."""
-    cores = min(os.cpu_count() or 1, 8)
-    jax.config.update("jax_num_cpu_devices", config.devices or cores)  # other platforms have what they have
-    if config.devices:
-        return config
-    most, rows = cores if jax.default_backend() == "cpu" else 1, config.num_envs * config.num_steps
-    fitting = (n for n in range(1, most + 1) if config.num_envs % n == 0 and rows // n % config.minibatches == 0)
-    return dataclasses.replace(config, devices=max(fitting))
-
-
-def default_directory(config: Any) -> str:
-    """Where a run writes without `--out`."""
-    return f"runs/{config.env}-seed{config.seed}"
-
-
-def clear(directory: pathlib.Path, overwrite: bool) -> None:
-    """Deletes the results of an earlier run if `overwrite`, or else refuses to go on where there are any."""
+def prepare(directory: pathlib.Path, config: Any, run: options.Run) -> None:
+    """Makes the directory of a new run. Deletes an earlier run in it if `--overwrite`, or else refuses to go on."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if run.resume or run.play:
+        return
     if (directory / "checkpoints").exists():
-        if not overwrite:
+        if not run.overwrite:
             refuse(f"{directory} has a run in it; --resume goes on with it, --overwrite deletes it")
         shutil.rmtree(directory / "checkpoints")
     for name in RESULTS:
         (directory / name).unlink(missing_ok=True)
+    (directory / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 class Display(Progress):
     """One line: the time since its start, and what happens. Where there is no terminal, the notes as lines."""
 
-    def __init__(self, *columns: ProgressColumn, **how: Any) -> None:
-        """Takes what `Progress` takes."""
-        super().__init__(*columns, **how)
-        self.line = self.add_task("", total=None)
+    line = TaskID(0)  # the only one
 
     def note(self, text: str) -> None:
         """Shows what happens now."""
@@ -180,11 +99,9 @@ class Display(Progress):
 
 def compile_programs(config: Any, agent_type: type[Any], display: Display, training: bool) -> Any:
     """Compiles methods of the algorithm, all at the same time; returns them, the algorithm and its state's shapes."""
-    if jax.device_count() < config.devices:
-        refuse(f"--devices: there are {jax.device_count()}; got {config.devices}")
     display.note(f"{config.env} ({config.backend}), seed {config.seed}, {config.devices} devices: importing Brax")
     agent = agent_type(config, environment.make(config))
-    mesh = Mesh(np.array(jax.devices()[: config.devices]), ("devices",))
+    mesh = Mesh(processes.devices(config.devices), ("devices",))
     everywhere, split, split_rollout = PartitionSpec(), PartitionSpec("devices"), PartitionSpec(None, "devices")
     compiling = {}
 
@@ -209,18 +126,48 @@ def compile_programs(config: Any, agent_type: type[Any], display: Display, train
         _, rollout = start("act", (state, np.float32(1)), (of_state, everywhere), (split, split_rollout))
         if training:
             start("learn", (state, env, rollout), (of_state, split, split_rollout), (of_state, everywhere))
-    return types.SimpleNamespace(agent=agent, state=state, **{k: x.result() for k, x in compiling.items()})
+    compiled = {name: program.result() for name, program in compiling.items()}
+    if training and config.devices > 1:
+        console.print(processes.communication(compiled["learn"]))
+    return types.SimpleNamespace(agent=agent, state=state, **compiled)
 
 
-def train_or_play(config: Any, run: Run, directory: pathlib.Path, checkpoint: Any, programs: Any, display: Any) -> None:
+def open_checkpoints(directory: pathlib.Path) -> Any:
+    """Opens the checkpoints of a run. Orbax writes one beside its predecessor and renames it at the end."""
+    how = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    return ocp.CheckpointManager((directory / "checkpoints").absolute(), options=how)
+
+
+def save(checkpoints: Any, step: int, rows: list[list[float]], state: Any) -> None:
+    """Saves a state, of which each process has a part; where that fails, the checkpoint before it stays."""
+    try:
+        what = {"state": ocp.args.StandardSave(state), "about": ocp.args.JsonSave({"rows": rows})}
+        checkpoints.save(step, args=ocp.args.Composite(**what))
+    except Exception as error:  # of the file system, in many wrappings
+        refuse(f"cannot save a checkpoint: {error}")
+
+
+def restore(directory: pathlib.Path, like: Any) -> tuple[Any, list[list[float]]]:
+    """Returns the latest state of a run, with the shapes and shardings of `like`, and the reports so far."""
+    try:
+        with open_checkpoints(directory) as checkpoints:
+            what = {"state": ocp.args.StandardRestore(like), "about": ocp.args.JsonRestore()}
+            stored = checkpoints.restore(checkpoints.latest_step(), args=ocp.args.Composite(**what))
+    except Exception as error:
+        refuse(f"the checkpoint in {directory} is missing, damaged, or not one of this program: {str(error)[:200]}")
+    return stored["state"], stored["about"]["rows"]
+
+
+def train_or_play(
+    config: Any, run: options.Run, directory: pathlib.Path, source: pathlib.Path, programs: Any, display: Any
+) -> None:
     """Evaluates, trains, evaluates again, and writes the results; or only evaluates and draws."""
     key = jax.random.PRNGKey(config.seed)  # Brax takes no key of the new kind
     key, env_key, eval_key = np.asarray(jax.random.split(key, 3))
     state: Any = None
     rows, before = [], np.zeros(0)
-    if checkpoint:
-        state, rows = checkpoints.fill(programs.state, checkpoint.arrays), checkpoint.rows
-        state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, programs.state))
+    if run.resume or run.play:
+        state, rows = restore(source, programs.state)
     if not run.play:
         display.note("evaluating the untrained policy")
         untrained = programs.init(key, programs.reset(env_key))
@@ -230,6 +177,8 @@ def train_or_play(config: Any, run: Run, directory: pathlib.Path, checkpoint: An
     display.note("evaluating the trained policy")
     after, film = evaluate(config, programs, state, eval_key)
     console.print(f"after training: {describe(after)}")
+    if jax.process_index() > 0:
+        return
     display.note("drawing")
     title = f"{config.env} ({config.backend}), seed {config.seed}"
     if config.env != "fast":  # it has no body
@@ -238,11 +187,9 @@ def train_or_play(config: Any, run: Run, directory: pathlib.Path, checkpoint: An
         return
     curve = directory / "learning_curve.png"
     drawing.draw_curve(curve, f"PPO on {title}", np.array(rows), before.mean(), after.mean())
-    with (directory / "metrics.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    (directory / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    np.savetxt(directory / "metrics.csv", rows, "%.9g", delimiter=",", header=",".join(COLUMNS), comments="")
     console.print(f"written to {directory}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
-    if state.iteration < config.iterations:
+    if int(state.iteration) < config.iterations:
         arguments = [x for x in sys.argv if x not in ("--resume", "--overwrite")]
         console.print(f"to go on: {shlex.join([sys.executable, *arguments, '--resume'])}")
 
@@ -252,11 +199,15 @@ def evaluate(config: Any, programs: Any, state: Any, key: np.ndarray) -> tuple[n
     env, pieces = programs.reset(key), []
     for _ in range(math.ceil(config.episode_length / config.num_steps)):
         env, rollout = programs.act(state._replace(env=env), np.float32(0))
-        pieces.append(jax.device_get((rollout.done, rollout.episode_return, rollout.pose.pos, rollout.pose.rot)))
+        outcome = process_allgather((rollout.done, rollout.episode_return), tiled=True)
+        # Process 0 draws the first environment, which is on a device of its own.
+        pose = [np.asarray(x.addressable_data(0)[:, 0]) for x in (rollout.pose.pos, rollout.pose.rot)]
+        pieces.append((*outcome, *pose))
     done, returns, position, rotation = (np.concatenate(x) for x in zip(*pieces, strict=True))
     last = done.argmax(axis=0)
-    first = np.s_[: last[0] + 1, 0]
-    return returns[last, np.arange(len(last))], drawing.Film(position[first], rotation[first], returns[first])
+    first = slice(last[0] + 1)
+    film = drawing.Film(position[first], rotation[first], returns[first, 0])
+    return returns[last, np.arange(len(last))], film
 
 
 def describe(returns: np.ndarray) -> str:
@@ -277,9 +228,10 @@ def train(
 
     signal.signal(signal.SIGINT, interrupt)
     done, total, saved = int(state.iteration), config.iterations, -math.inf
+    stop = done == total
     display.note(f"training from iteration {done} to {total}; Ctrl-C ends the training early")
-    with checkpoints.manager(directory) as manager:
-        while done < total and not interrupted.is_set():
+    with open_checkpoints(directory) as checkpoints:
+        while not stop:
             start, tenth, metrics = time.perf_counter(), done * 10 // total, []
             for _ in range(min(total - done, max(1, total // 100))):
                 env, rollout = programs.act(state, np.float32(1))
@@ -287,10 +239,12 @@ def train(
                 metrics.append(one)
             metrics, done = jax.device_get(metrics), done + len(metrics)
             rows = [*rows, report(config, done, rows, metrics, time.perf_counter() - start)]
-            now, stop = time.perf_counter(), done == total or interrupted.is_set()
-            if stop or now - saved > SECONDS_BETWEEN_CHECKPOINTS:
-                checkpoints.save(manager, done, dataclasses.asdict(config), rows, state)
-                saved = now
+            due = time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS
+            stops, dues = process_allgather(np.array([interrupted.is_set(), due])).T
+            stop = done == total or stops.any()
+            if stop or dues[0]:  # the clock of process 0 decides for all
+                save(checkpoints, done, rows, state)
+                saved = time.perf_counter()
             text = f"{rows[-1][0]:,} steps, return {rows[-1][1]:,.1f}, {rows[-1][3]:,.0f} steps/s"
             display.update(display.line, completed=done, total=total, description=text)
             if display.disable and done * 10 // total > tenth:

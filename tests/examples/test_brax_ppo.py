@@ -1,15 +1,14 @@
-"""examples/brax_ppo/ppo.py: its formulas, that it learns, and its runs: killed, resumed, played."""
+"""examples/brax_ppo: the formulas of PPO, that it learns, and its runs in one and two processes: killed and resumed."""
 
 import collections
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-import types
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +19,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from scipy.stats import norm
 
-for package in ("brax", "matplotlib", "optax", "orbax.checkpoint", "rich", "tyro"):
+for package in ("brax", "flax", "matplotlib", "rich", "tyro"):
     pytest.importorskip(package, reason="the script needs the extra `examples`")
-brax_env, brax_ppo, checkpoints, optax, runs = map(
-    pytest.importorskip, ("brax_env", "brax_ppo", "checkpoints", "optax", "runs")
-)
+ocp, optax = map(pytest.importorskip, ("orbax.checkpoint", "optax"))
+environment, ppo, processes, trainer = map(pytest.importorskip, ("environment", "ppo", "processes", "trainer"))
 
-pytestmark = [pytest.mark.examples, pytest.mark.usefixtures("fast_compilation")]
-ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = [pytest.mark.examples, pytest.mark.usefixtures("fast_compilation"), pytest.mark.timeout(900)]
+FOLDERS = f"{pathlib.Path(__file__).parents[2]}{os.pathsep}{pathlib.Path(ppo.__file__).parent}"
 SECONDS = 240
 
 
@@ -45,9 +43,9 @@ def on_devices(devices, fn, in_specs, out_specs):
 def test_running_statistics_are_those_of_all_observations():
     rng = np.random.default_rng(0)
     rollouts = [3 + 2 * rng.normal(size=(5, 4, 3)).astype(np.float32) for _ in range(3)]
-    statistics = brax_ppo.Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
+    statistics = ppo.Statistics(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
     for obs in rollouts:
-        statistics = on_devices(2, brax_ppo.Statistics.update, (P(), P(None, "devices")), P())(statistics, obs)
+        statistics = on_devices(2, ppo.Statistics.update, (P(), P(None, "devices")), P())(statistics, obs)
     every = np.concatenate(rollouts).reshape(-1, 3)
     assert int(statistics.number) == len(every)
     np.testing.assert_allclose(statistics.mean, every.mean(0), rtol=1e-5)
@@ -57,23 +55,11 @@ def test_running_statistics_are_those_of_all_observations():
 def test_log_density():
     action, mean, std = np.array([[0.3, -1.0]]), np.array([[0.0, 0.5]]), np.array([0.5, 2.0])
     want = norm.logpdf(action, mean, std).sum(-1)
-    np.testing.assert_allclose(brax_ppo.log_density(*map(jnp.asarray, (action, mean, np.log(std)))), want, rtol=1e-5)
+    np.testing.assert_allclose(ppo.log_density(*map(jnp.asarray, (action, mean, np.log(std)))), want, rtol=1e-5)
 
 
-class Pose(NamedTuple):
-    """Where the links are."""
-
-    x: jax.Array
-
-
-class State(NamedTuple):
-    """What PPO reads of a Brax state."""
-
-    obs: jax.Array
-    reward: jax.Array
-    done: jax.Array
-    info: Any
-    pipeline_state: Any
+Pose = collections.namedtuple("Pose", "x")
+State = collections.namedtuple("State", "obs reward done info pipeline_state")  # what PPO reads of Brax's
 
 
 class Target:
@@ -96,13 +82,13 @@ class Target:
 
 def test_it_learns():
     recipe = {"num_envs": 16, "num_steps": 16, "minibatches": 4, "reward_scale": 1.0, "learning_rate": 1e-2}
-    config = brax_ppo.Config(steps=16 * 16 * 40, devices=2, **recipe)
-    ppo = brax_ppo.PPO(config, Target())
+    config = ppo.Config(steps=16 * 16 * 40, devices=2, **recipe)
+    agent = ppo.PPO(config, Target())
 
     def train(key):
-        state = ppo.init(key, ppo.reset(key))
-        state, metrics = lax.scan(lambda state, _: ppo.learn(state, *ppo.act(state, 1.0)), state, length=40)
-        return state.iteration, metrics, ppo.act(state, 0.0)[1].action
+        state = agent.init(key, agent.reset(key))
+        state, metrics = lax.scan(lambda state, _: agent.learn(state, *agent.act(state, 1.0)), state, length=40)
+        return state.iteration, metrics, agent.act(state, 0.0)[1].action
 
     out_specs = P(), P(), P(None, "devices")
     iteration, metrics, action = on_devices(2, train, P(), out_specs)(jax.random.PRNGKey(0))
@@ -113,22 +99,36 @@ def test_it_learns():
 
 
 def test_an_epoch_averages_over_the_rows_of_all_devices():
-    ppo = brax_ppo.PPO(brax_ppo.Config(num_envs=4, num_steps=5, minibatches=2, epochs=1, devices=2), Target())
-    ppo.loss = types.MethodType(lambda self, params, row, advantage, target: (jnp.zeros(()), {"row": row.action}), ppo)
-    ppo.optimizer = optax.set_to_zero()
+    agent = ppo.PPO(ppo.Config(num_envs=4, num_steps=5, minibatches=2, epochs=1, devices=2), Target())
+    agent.loss = lambda params, row, advantage, target: (jnp.zeros(()), {"row": row.action})
+    agent.optimizer = optax.set_to_zero()
 
     def learn(key):
-        state = ppo.init(key, ppo.reset(key))
-        env, rollout = ppo.act(state, 1.0)
-        return ppo.learn(state, env, rollout)[1]["row"], rollout.action
+        state = agent.init(key, agent.reset(key))
+        env, rollout = agent.act(state, 1.0)
+        return agent.learn(state, env, rollout)[1]["row"], rollout.action
 
     mean, actions = on_devices(2, learn, P(), (P(), P(None, "devices")))(jax.random.PRNGKey(0))
     assert len(np.unique(actions)) == 20  # no two environments draw the same noise
     np.testing.assert_allclose(mean, actions.mean(), rtol=1e-5)
 
 
-RUN = ["--env", "fast", "--steps", "25600", "--num-envs", "8", "--num-steps", "16", "--episode-length", "64"]
-RUN += ["--minibatches", "2", "--epochs", "2", "--devices", "1"]
+def test_counts_the_bytes_of_collectives_in_nested_loops():
+    def fn(x):
+        def inner(x, _):
+            x, total = lax.psum((x, x.sum()), "devices")
+            return x, total
+
+        x, totals = lax.scan(lambda x, _: lax.scan(inner, x, length=3), x, length=5)
+        return x, lax.pmean(totals.astype(jnp.int32), "devices")
+
+    program = on_devices(2, fn, P(), P()).lower(jnp.ones((4, 2))).compile()
+    size = 5 * 3 * (8 + 1) * 4 + 5 * 3 * 4
+    assert processes.communication(program) == f"an iteration exchanges {size} bytes per device, in 16 collectives"
+
+
+RUN = ["--env", "fast", "--steps", "12800", "--num-envs", "8", "--num-steps", "16", "--episode-length", "64"]
+RUN += ["--minibatches", "2", "--epochs", "2", "--devices", "2"]
 
 
 @pytest.fixture
@@ -137,9 +137,10 @@ def run(monkeypatch, capfd):
     before = signal.getsignal(signal.SIGINT)
 
     def main(*options):
-        monkeypatch.setattr(runs, "with_devices", lambda config: config)  # JAX has made the devices of all tests
-        monkeypatch.setattr(sys, "argv", ["brax_ppo.py", *map(str, options)])
-        trainer.main("", brax_ppo.Config, brax_ppo.PPO)
+        # JAX has made the devices of all tests, and cannot connect any more.
+        monkeypatch.setattr(processes, "with_devices", lambda config, cluster: config)
+        monkeypatch.setattr(sys, "argv", ["ppo.py", *map(str, options), "--processes", "1"])
+        trainer.main("", ppo.Config, ppo.PPO)
         printed, complaints = capfd.readouterr()
         assert not complaints  # of Brax, MuJoCo, JAXopt and Orbax there are many, and none is the user's business
         return printed
@@ -148,62 +149,134 @@ def run(monkeypatch, capfd):
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def start():
+    """Starts the script in processes of its own, which end with the test. PYTHON runs first in each of them."""
+    started = []
+
+    def launch(*options, python="processes.TIME_LIMIT = 200", **variables):
+        like_this_one = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": FOLDERS}
+        code = f"import ppo, processes, trainer; {python}\ntrainer.main('', ppo.Config, ppo.PPO)"
+        command = [sys.executable, "-c", code, *map(str, options)]
+        where = {"env": os.environ | like_this_one | variables, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, text=True, **where))
+        return started[-1]
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def free_address():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start_two(start, *options, second=()):
+    shared = [*options, "--processes", 2, "--coordinator", free_address(), "--process"]
+    return start(*shared, 0), start(*shared, 1, *second)
+
+
+def status_and_complaint(process):
+    _, complaint = process.communicate(timeout=SECONDS)
+    return process.returncode, complaint
+
+
+def steps_in(directory):
+    """The numbers of the checkpoints. Orbax renames a checkpoint when it is whole."""
+    return [int(path.name) for path in (directory / "checkpoints").glob("*") if path.name.isdigit()]
+
+
+def wait_for_checkpoint(directory, after, *writers):
+    while not any(step > after for step in steps_in(directory)):
+        assert all(process.poll() is None for process in writers)
+        time.sleep(0.002)
+
+
 def state_in(directory):
-    return {name: x.tobytes() for name, x in checkpoints.load(directory).arrays.items()}
+    (step,) = steps_in(directory)
+    path = (directory / "checkpoints" / str(step) / "state").absolute()
+    with ocp.PyTreeCheckpointer() as reader:
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree)
+        leaves = jax.tree.leaves_with_path(reader.restore(path, restore_args=how))
+    return {jax.tree_util.keystr(name): x.tobytes() for name, x in leaves}
 
 
-@pytest.mark.timeout(3 * SECONDS)
-def test_a_killed_run_goes_on_to_the_same_state(run, monkeypatch, tmp_path):
-    whole, killed, traced = tmp_path / "whole", tmp_path / "killed", collections.Counter()
-    make = environment.make
-
-    def make_and_count(config):
-        env = make(config)
-        for name in ("reset", "step"):
-            monkeypatch.setattr(env, name, counted(name, getattr(env, name)))
-        return env
-
-    def counted(name, fn):
-        return lambda *arguments: traced.update([name]) or fn(*arguments)
-
-    monkeypatch.setattr(brax_env, "make", make_and_count)
-    printed = run(*RUN, "--out", whole)
-    assert traced == {"reset": 1, "step": 1}  # for the training and for both evaluations
-    written = ["checkpoints", "config.json", "learning_curve.png", "metrics.csv"]
-    assert sorted(path.name for path in whole.iterdir()) == written
-    assert f"written to {whole}: {', '.join(written)}\n" in printed
-    rows = np.loadtxt(whole / "metrics.csv", delimiter=",", skiprows=1)
-    assert (len(rows), rows[-1, 0]) == (100, 25600)
-
-    monkeypatch.undo()
-    command = [sys.executable, ROOT / "examples" / "brax_ppo.py", *RUN, "--out", killed]
-    like_this_one = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
-    environment = os.environ | like_this_one
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        while not any(path.name.isdigit() for path in (killed / "checkpoints").glob("*")):  # renamed when it is whole
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-    assert 0 < checkpoints.load(killed).arrays["iteration"] < 200
-
-    printed = run("--resume", "--env", "fast", "--out", killed)
-    assert state_in(killed) == state_in(whole)
-    (after,) = re.findall(r"^after training: (return .*)$", printed, re.MULTILINE)
-    assert run("--play", whole).splitlines()[-2:] == [f"after training: {after}", "drawing"]
+@pytest.fixture
+def whole(run, tmp_path):
+    """The directory of a run in one process that was not interrupted."""
+    printed = run(*RUN, "--out", tmp_path / "whole")
+    assert f"written to {tmp_path / 'whole'}: checkpoints, config.json, learning_curve.png, metrics.csv\n" in printed
+    return tmp_path / "whole"
 
 
-@pytest.mark.timeout(SECONDS)
-def test_ctrl_c_ends_the_training_early_and_writes_everything(run, monkeypatch, tmp_path):
-    report = trainer.report
+def test_two_killed_processes_resume_to_the_state_of_one_process(start, whole, tmp_path):
+    split = tmp_path / "split"
+    resume = ["--resume", "--env", "fast", "--out", split]
+    two = start_two(start, *RUN, "--out", split)
+    wait_for_checkpoint(split, 0, *two)
+    two[1].kill()
+    begin = time.monotonic()
+    status, complaint = status_and_complaint(two[0])
+    assert time.monotonic() - begin < 60
+    assert status in (1, 2, -signal.SIGABRT)
+    assert re.fullmatch(r"error: (another process ended|cannot save a checkpoint).*\n", complaint)
+
+    first = max(steps_in(split))
+    two = start_two(start, *resume)
+    wait_for_checkpoint(split, first, *two)
+    for process in two:
+        process.kill()
+        process.wait()
+    assert first < max(steps_in(split)) < 100
+
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    two = [start(*resume, SLURM_PROCID=i, SLURM_LOCALID=i, **slurm) for i in "01"]
+    printed, complaints = zip(*[process.communicate(timeout=SECONDS) for process in two], strict=True)
+    assert complaints == ("", "")
+    assert f"written to {split}" in printed[0]
+    assert printed[1].splitlines()[-1] == "process 1 of 2 is connected; process 0 reports"
+    assert state_in(split) == state_in(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--gamma", "0.5"), "--gamma: process 0 has 0.99, and process 1 has 0.5"),
+        (("--overwrite",), "--overwrite: process 0 has False, and process 1 has True"),
+        (("--devices", "4"), "--devices differs between processes, or the machines have different numbers of devices"),
+    ],
+)
+def test_processes_with_other_options_are_refused(start, tmp_path, options, complaint):
+    for process in start_two(start, *RUN, "--out", tmp_path, second=options):
+        assert status_and_complaint(process) == (2, f"error: {complaint}\n")
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_waits_for_the_other_processes_for_a_limited_time(start, tmp_path, process):
+    address = free_address()
+    how = ["--processes", 2, "--process", process, "--coordinator", address]
+    alone = start(*RUN, "--out", tmp_path, *how, python="processes.TIME_LIMIT = 3")
+    complaint = f"error: the processes have not all connected to {address} within 3 seconds\n"
+    assert status_and_complaint(alone) == (2, complaint)
+
+
+def test_ctrl_c_writes_everything_and_the_run_resumes_to_the_same_state(run, whole, monkeypatch, tmp_path):
+    report, early = trainer.report, tmp_path / "early"
 
     def report_and_interrupt(config, done, *arguments):
         if done == 20:
             os.kill(os.getpid(), signal.SIGINT)
         return report(config, done, *arguments)
 
-    monkeypatch.setattr(runs, "report", report_and_interrupt)
-    printed = run(*RUN, "--out", tmp_path)
-    assert re.search(r"^to go on: .* --resume$", printed, re.MULTILINE)
-    assert checkpoints.load(tmp_path).arrays["iteration"] == 20
-    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + 10
-    assert (tmp_path / "learning_curve.png").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "report", report_and_interrupt)
+        assert re.search(r"^to go on: .* --resume$", run(*RUN, "--out", early), re.MULTILINE)
+    assert steps_in(early) == [20]
+    assert len((early / "metrics.csv").read_text().splitlines()) == 1 + 20
+    printed = run("--resume", "--env", "fast", "--out", early)
+    assert state_in(early) == state_in(whole)
+    assert len((early / "metrics.csv").read_text().splitlines()) == 1 + 100
+    (after,) = re.findall(r"^after training: return .*$", printed, re.MULTILINE)
+    assert run("--play", whole).splitlines()[-2:] == [after, "drawing"]
