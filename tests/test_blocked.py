@@ -4,34 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.scan_laws import matches_lax_scan, problem, scanned
+from support import scan_laws
 
 import gae_jax
-from gae_jax._affine_scan.affine_map import AffineMap, apply, compose, mul_zero_absorbs
+from gae_jax._affine_scan.affine_map import mul_zero_absorbs
 
 
-@pytest.mark.parametrize("length", [1, 17, 257, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 129))])
+@pytest.mark.parametrize(
+    ("length", "batch"),
+    [(1, (2,)), (257, (2,)), (16, ()), (17, (0,)), pytest.param(129, (4, 1), marks=pytest.mark.slow)],
+)
 @pytest.mark.usefixtures("fast_compilation")
-def test_any_length(length):
+def test_any_length_and_batch(length, batch):
     """One stage, two, and three; a last block that is full, or holds one row."""
-    matches_lax_scan(gae_jax, "blocked", length)
+    scan_laws.assert_obeys(scan_laws.outputs, gae_jax, "blocked", length, batch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [(), (4, 1, 2), (0,)], ids=str)
-def test_any_batch_axes(batch):
-    matches_lax_scan(gae_jax, "blocked", 20, batch)
-
-
-@pytest.mark.parametrize("length", [16, 4096])
-def test_program_has_no_loop(length):
-    call = jax.jit(lambda *arguments: scanned(gae_jax, "blocked", *arguments))
-    assert "stablehlo.while" not in call.lower(*jax.eval_shape(lambda: problem(0, length, (2,)))).as_text()
-
-
-def test_composition_of_affine_maps():
-    (first, then), h = (AffineMap(*map(jnp.float32, x)) for x in ((2, 3), (5, 7))), jnp.float32(11)
-    assert apply(compose(first, then), h) == apply(then, apply(first, h)) == 5 * (2 * 11 + 3) + 7
+def test_program_has_no_loop():
+    call = jax.jit(scan_laws.scan_of(gae_jax, "blocked"))
+    arguments = jax.eval_shape(lambda: scan_laws.problem(0, 4096, (2,)))
+    assert "stablehlo.while" not in call.lower(*arguments).as_text()
 
 
 def test_zero_absorbs_numbers_that_are_not_finite():

@@ -1,7 +1,5 @@
 """The kernel for TPUs, in a simulator and in Pallas's interpreter."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +7,13 @@ import pytest
 from jax import export
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import laws
+from support import estimator_laws, laws, scan_laws
 from support.rollouts import random_rollout
-from support.scan_laws import interpreted_kernel, kernel_matches_lax_scan, matches_lax_scan
 from support.versions import kernel_on_explicit_axes, set_mesh
 
 import gae_jax
 from gae_jax._affine_scan import affine_scan
-from gae_jax._affine_scan.pallas_tpu import FEWEST_LANES, is_narrow, obstacle_to_kernel
+from gae_jax._affine_scan.pallas_tpu import obstacle_to_kernel
 
 GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradients_match_oracle
 
@@ -25,25 +22,24 @@ GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradien
 @pytest.mark.parametrize(("length", "lanes"), [(1, 1), pytest.param(12, 130, marks=pytest.mark.versions)])
 def test_simulated_on_a_tpu(length, lanes):
     """Blocks that are full and not, one block and several; no race between the cores."""
-    kernel_matches_lax_scan(gae_jax, length, lanes)
+    scan_laws.kernel_matches_lax_scan(gae_jax, length, lanes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [(), (4, 1, 2)], ids=str)
 def test_any_batch_axes(batch):
-    with interpreted_kernel():
-        matches_lax_scan(gae_jax, "pallas", 20, batch)
+    with scan_laws.interpreted_kernel():
+        scan_laws.assert_obeys(scan_laws.outputs, gae_jax, "pallas", 20, batch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("law", GAE_LAWS, ids=lambda law: law.__name__)
 def test_gae_obeys_the_law(law):
     """With every argument, and with parameters that vary over time and that do not."""
-    jitted = jax.jit(gae_jax.gae, static_argnames=("time_axis", "implementation"))
-    estimator = laws.Library(functools.partial(jitted, implementation="pallas"))
-    with interpreted_kernel():
-        law(estimator, random_rollout(0, steps=20, batch=(2,), dead=0.3, gamma="step", lambda_="both"))
-        law(estimator, random_rollout(0, steps=20, batch=(2,)))
+    estimate = estimator_laws.gae_of(gae_jax, implementation="pallas")
+    with scan_laws.interpreted_kernel():
+        law(estimate, random_rollout(0, steps=20, batch=(2,), dead=0.3, gamma="step", lambda_="both"))
+        law(estimate, random_rollout(0, steps=20, batch=(2,)))
 
 
 def pallas_scan(init, xs):
@@ -76,8 +72,3 @@ def test_auto_axes_are_refused(kind):
         with set_mesh(mesh):
             init = jax.device_put(jnp.ones(4), NamedSharding(mesh, P("workers")))
             assert bool(obstacle_to_kernel(init, init[None], ())) == (devices == 2 and kind == AxisType.Auto)
-
-
-def test_narrow_batches():
-    assert is_narrow(jnp.zeros(FEWEST_LANES - 1))
-    assert not is_narrow(jnp.zeros((2, FEWEST_LANES // 2)))

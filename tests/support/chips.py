@@ -27,6 +27,7 @@ os.environ |= {  # read at the first request for a TPU
 }
 
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+MANY = {"v5e": "v5e:2x2", "v6e": "v6e:8x8", "H100": "1x1x4"}  # several of a kind
 GPUS = {
     "A100": """core_count: 108 fpus_per_core: 64 memory_bandwidth: 1555200000000 l2_cache_size: 41943040
         clock_rate_ghz: 1.41 device_memory_size: 42331013120 shared_memory_per_core: 167936
@@ -40,9 +41,6 @@ ANY_GPU = """threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_pe
     threads_per_core_limit: 2048 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
     registers_per_core_limit: 65536 registers_per_block_limit: 65536"""
 NOT_LAUNCHED = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
-
-
-MANY = {"v5e": "v5e:2x2", "v6e": "v6e:8x8", "H100": "1x1x4"}  # several of a kind
 
 
 def devices(chip, topology=None):

@@ -1,10 +1,9 @@
-"""The package with one mistake. The mutants stand in `MUTANTS`, beside the laws that must detect them."""
+"""The package with one mistake. The mistakes stand beside the laws that must detect them."""
 
 import importlib
 import pathlib
 import shutil
 import sys
-from typing import NamedTuple
 from unittest import mock
 
 import gae_jax
@@ -12,27 +11,13 @@ import gae_jax
 PACKAGE = pathlib.Path(gae_jax.__file__).parent
 
 
-class Mutant(NamedTuple):
-    """A mistake: a fragment of a file of the package, which occurs there once, and the fragment in its place."""
-
-    name: str
-    file: str
-    fragment: str
-    instead: str
-
-    def source(self):
-        """Returns the text of the file, with the mistake."""
-        source = (PACKAGE / self.file).read_text(encoding="utf-8")
-        count = source.count(self.fragment)
-        assert count == 1, f"{self.name}: {self.fragment!r} must occur once in {self.file}; it occurs {count} times"
-        return source.replace(self.fragment, self.instead)
-
-
-def load(mutant, directory):
-    """Imports the mutant from a copy of the package in `directory`; the package itself stays in `sys.modules`."""
+def load(file, fragment, instead, directory):
+    """Imports a copy of the package in which one fragment is changed; the package itself stays in `sys.modules`."""
     copy = pathlib.Path(directory) / "gae_jax"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / mutant.file).write_text(mutant.source(), encoding="utf-8")
+    source = (copy / file).read_text(encoding="utf-8")
+    assert source.count(fragment) == 1, f"{fragment!r} must occur once in {file}"
+    (copy / file).write_text(source.replace(fragment, instead), encoding="utf-8")
 
     real = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "gae_jax"}
     sys.path.insert(0, str(directory))

@@ -104,8 +104,9 @@ def random_rollout(
 
 parameters = st.sampled_from([0.0, 0.5, 0.95, 1.0, "step", "worker", "both"]) | st.floats(0, 1, width=32)
 
-kinds = st.builds(
-    dict,
+rollouts = st.builds(
+    random_rollout,
+    st.integers(0, 2**32 - 1),
     steps=st.sampled_from([1, 8]),  # few shapes, since each is compiled; the contents vary
     batch=st.sampled_from([(), (2, 2)]),
     ends=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
@@ -114,15 +115,11 @@ kinds = st.builds(
     gamma=parameters,
     lambda_=parameters,
 )
-seeds = st.integers(0, 2**32 - 1)
-rollouts = st.builds(lambda seed, kind: random_rollout(seed, **kind), seeds, kinds)
 
-# A rollout of each kind. With these seeds, each has flags of each kind, and longer episodes in most workers.
+# Rollouts with every kind of argument. With these seeds, each has every kind of flag, and long episodes.
 EXAMPLES = [
-    random_rollout(
-        seed, steps=6, batch=(3,), ends=0.2, truncation=truncation, dead=dead, gamma=varying, lambda_=varying
-    )
+    random_rollout(seed, steps=6, batch=(3,), ends=0.2, truncation=ends, dead=masked, gamma=varying, lambda_=varying)
     for varying, seed in (("both", 2), (0.8, 16), ("step", 59))
-    for dead in (0.3, 0.0)
-    for truncation in ("final_values", "dropped", None)
+    for masked in (0.3, 0.0)
+    for ends in ("final_values", "dropped", None)
 ]
