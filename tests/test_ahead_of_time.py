@@ -106,7 +106,8 @@ def test_estimated_cycles_of_the_advantages_alone():
 
 
 def test_kernel_with_every_argument():
-    names = "rewards values terminated bootstrap_value truncated final_values mask gamma lambda_".split()
+    names = ["rewards", "values", "terminated", "bootstrap_value"]
+    names += ["truncated", "final_values", "mask", "gamma", "lambda_"]
     rows, _, flags, last = shapes(100, 300)
 
     def everything(*arrays):

@@ -18,7 +18,8 @@ def each_of(mutants):
 @pytest.fixture
 def lib(mutant, tmp_path):
     """The package with the mutant's mistake."""
-    return load(*mutant[1:], tmp_path)
+    _, file, fragment, instead = mutant
+    return load(file, fragment, instead, tmp_path)
 
 
 def fails(law, *arguments):

@@ -1,6 +1,7 @@
 """The boundaries of episodes in degenerate rollouts, numbers that are not finite, and derivatives around a loop."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ MINIBATCHES = [random_rollout(seed, steps=3, batch=(16,), truncation=None) for s
 LOG_RHOS = jnp.sin(jnp.arange(3 * 16.0)).reshape(3, 16)
 
 
-def targets_by_a_python_loop(rewards, values, terminated, gamma, lambda_, rho=1.0, c=1.0, n=None):
+def targets_by_a_python_loop(rewards, values, terminated, gamma, lambda_, rho: Any = 1.0, c: Any = 1.0, n=None):
     """Returns V-trace targets: A_t + V(s_t) with the ratios 1; of n steps where `n` is given."""
     steps, discounts = len(rewards), gamma * (1 - terminated.astype(jnp.float32))
     weights, rho = c * lambda_ * jnp.ones(rewards.shape), rho * jnp.ones(rewards.shape)
@@ -134,7 +135,7 @@ def targets_by_a_python_loop(rewards, values, terminated, gamma, lambda_, rho=1.
 
 
 def split_over_time(rewards, values, terminated, gamma, lambda_):
-    options = {"time_axis_name": "time", "implementation": "blocked"}
+    options: dict[str, Any] = {"time_axis_name": "time", "implementation": "blocked"}
 
     def shard(rewards, values, terminated, last_value, gamma, lambda_):
         return gae(rewards, values, terminated, gamma=gamma, lambda_=lambda_, bootstrap_value=last_value, **options)
