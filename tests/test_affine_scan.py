@@ -12,7 +12,7 @@ import gae_jax
 from gae_jax._affine_scan import affine_scan
 
 IMPLEMENTATIONS = ["blocked", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pallas", None))]
-LENGTH, LANES = 16, 32
+LENGTH, LANES = 257, 32  # three stages of blocks
 
 
 @pytest.fixture

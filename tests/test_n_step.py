@@ -28,10 +28,6 @@ def test_any_n_and_two_batch_axes(n):
     matches_oracle(estimator_laws.n_steps_of(gae_jax, n), rollout, estimator_laws.n_steps_reference(n))
 
 
-def test_gae_is_the_weighted_average_of_n_steps():
-    estimator_laws.gae_is_the_weighted_average_of_n_steps(gae_jax, EXAMPLES[0])
-
-
 def test_memory_does_not_depend_on_n():
     """One loop over n, whose body holds the targets of all rows."""
     rows = jax.ShapeDtypeStruct((1024, 4), jnp.float32)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from support import estimator_laws, laws, scan_laws
@@ -51,14 +50,6 @@ def pallas_scan(init, xs):
 def test_other_widths_are_refused(dtype):
     with pytest.raises(NotImplementedError, match=r"the kernel reads flags and 32 bits; got (bfloat16|int8)"):
         jax.eval_shape(pallas_scan, jnp.ones(2), jnp.ones((3, 2), dtype))
-
-
-@pytest.mark.versions
-def test_symbolic_batch_is_refused():
-    [lanes] = export.symbolic_shape("N")
-    arrays = jax.ShapeDtypeStruct((lanes,), jnp.float32), jax.ShapeDtypeStruct((3, lanes), jnp.float32)
-    with pytest.raises(NotImplementedError, match=r"the kernel needs known shapes; got \(N,\)"):
-        export.export(jax.jit(pallas_scan), platforms=("tpu",))(*arrays)
 
 
 @pytest.mark.versions

@@ -11,7 +11,7 @@ import pytest
 from jax.test_util import check_grads
 from support import estimator_laws, peers
 from support.laws import assert_close, matches_oracle
-from support.oracle import vtrace_oracle
+from support.oracle import oracle, vtrace_oracle
 from support.rollouts import EXAMPLES, random_rollout
 from support.versions import enable_x64
 
@@ -33,10 +33,12 @@ def test_law(law, name):
         law(estimate, rollout, reference)
 
 
-def test_on_policy_is_gae():
-    """With gamma and lambda by worker, and two batch axes."""
+@pytest.mark.parametrize("clips", [{}, {"clip_rho": 2.0, "clip_c": 3.0, "clip_pg_rho": 4.0}], ids=str)
+def test_on_policy_is_gae(clips):
+    """With all ratios 1, and no clip below 1; with gamma and lambda by worker, and two batch axes."""
     rollout = random_rollout(1, steps=5, batch=(2, 2), gamma="worker", lambda_="worker", dead=0.2)
-    estimator_laws.vtrace_on_policy_is_gae(gae_jax, rollout)
+    output = vtrace(**rollout.arguments(), log_rhos=np.zeros_like(rollout.rewards), **clips)
+    assert_close(output, oracle(**rollout.arguments()))
 
 
 def test_c_clipped_above_rho():

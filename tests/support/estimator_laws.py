@@ -1,10 +1,10 @@
-"""`vtrace` and `n_step_advantages` with the signature of `gae`, for the laws of `support.laws`; and two more laws."""
+"""`vtrace` and `n_step_advantages` with the signature of `gae`, for the laws of `support.laws`."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from support.laws import any_time_axis, assert_close, gradients_match_oracle, matches_oracle
+from support.laws import any_time_axis, gradients_match_oracle, matches_oracle
 from support.laws import unused_entries_affect_nothing as unused_entries
 from support.oracle import oracle, vtrace_oracle
 
@@ -50,21 +50,6 @@ ESTIMATORS = {  # functions of a library that return an estimator, and the refer
     "n_step_advantages": (n_steps_of, n_steps_reference()),
 }
 LAWS_OF_ALL = [matches_oracle, any_time_axis, unused_entries, gradients_match_oracle]
-
-
-def gae_is_the_weighted_average_of_n_steps(lib, rollout):
-    """The weight of A^(n) is (1 - lambda) lambda^(n-1); the longest has the weight of the tail."""
-    arguments, longest = rollout.replace(lambda_=0.7).arguments(), rollout.steps
-    weights = [0.3 * 0.7 ** (n - 1) for n in range(1, longest)] + [0.7 ** (longest - 1)]
-    average = sum(w * n_steps_of(lib, n + 1)(**arguments)[0] for n, w in enumerate(weights))
-    assert_close([average], oracle(**arguments)[:1])
-
-
-def vtrace_on_policy_is_gae(lib, rollout):
-    """With all ratios 1, and no clip below 1."""
-    arguments = rollout.arguments() | {"log_rhos": np.zeros_like(rollout.rewards)}
-    for clips in ({}, {"clip_rho": 2.0, "clip_c": 3.0, "clip_pg_rho": 4.0}):
-        assert_close(lib.vtrace(**arguments, **clips), oracle(**rollout.arguments()))
 
 
 # Mistakes in the package: the estimator and the law that must detect them, a name, a file, and what changes there.

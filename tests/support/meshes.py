@@ -16,7 +16,7 @@ def make_mesh(kind=AxisType.Auto, **axes):
     return Mesh(devices, tuple(axes), axis_types=(kind,) * len(axes))
 
 
-def over_time(gae, devices, *, check_vma=True, **how):
+def over_time(gae, devices, *, check_vma=True):
     """Returns `gae` with time split over as many devices as divide the number of steps, at most `devices`."""
 
     def split(rewards, values, terminated, truncated=None, *, time_axis=0, bootstrap_value=None, **others):
@@ -29,10 +29,7 @@ def over_time(gae, devices, *, check_vma=True, **how):
         arguments = {"rewards": rewards, "values": values, "terminated": terminated, "truncated": truncated} | others
         arguments = {name: jnp.asarray(x) for name, x in arguments.items() if x is not None}
         specs = {name: _spec(x.shape, rewards.shape, axis) for name, x in arguments.items()}
-        static = {"time_axis": axis, "time_axis_name": "time"} | how
-        call = _compiled(
-            gae, math.gcd(steps, devices), check_vma, tuple(sorted(specs.items())), tuple(sorted(static.items()))
-        )
+        call = _compiled(gae, math.gcd(steps, devices), check_vma, tuple(sorted(specs.items())), axis)
         return call(arguments, bootstrap_value)
 
     return split
@@ -45,11 +42,11 @@ def _spec(shape, rewards, axis):
 
 
 @functools.cache
-def _compiled(gae, count, check_vma, specs, how):
+def _compiled(gae, count, check_vma, specs, axis):
     specs = dict(specs)
 
     def call(arguments, bootstrap_value):
-        return gae(**arguments, bootstrap_value=bootstrap_value, **dict(how))
+        return gae(**arguments, bootstrap_value=bootstrap_value, time_axis=axis, time_axis_name="time")
 
     return jax.jit(
         jax.shard_map(
