@@ -14,6 +14,7 @@ from support.meshes import make_mesh
 from support.oracle import oracle
 from support.rollouts import random_rollout
 from support.scan_laws import interpreted_kernel
+from support.versions import second_derivative_per_shard
 
 import gae_jax
 from gae_jax import gae, n_step_advantages
@@ -166,10 +167,11 @@ BESIDE_LOOPS = {  # and the same by a Python loop
         lambda r, v, e, g, la: la * (by_definition(r, v, e, g, 1.0, n=2) - v[:-1]),
     ),
 }
+SLOW = {"gae, time split": (slow, second_derivative_per_shard), "vtrace": slow, "n-step": slow}
 
 
 @pytest.mark.versions
-@pytest.mark.parametrize("name", ["gae", *(pytest.param(name, marks=slow) for name in [*BESIDE_LOOPS][1:])])
+@pytest.mark.parametrize("name", ["gae", *(pytest.param(name, marks=marks) for name, marks in SLOW.items())])
 @pytest.mark.usefixtures("fast_compilation")
 def test_second_derivatives_of_a_loop_over_minibatches(name):
     """As for a meta-gradient of gamma and lambda; the batch is wide enough for the kernel of TPUs."""

@@ -171,7 +171,7 @@ BOTH, TIME = ("time", "workers"), ("time",)
     [
         (None, BOTH, Auto),
         (None, BOTH, Explicit),
-        pytest.param("pallas", BOTH, Explicit, marks=versions),
+        pytest.param("pallas", BOTH, Explicit, marks=(versions, kernel_with_derivative_per_shard)),
         pytest.param(None, TIME, Auto, marks=versions),
         pytest.param(None, TIME, Explicit, marks=(versions, shard_map_of_some_axes)),
         pytest.param("blocked", TIME, Explicit, marks=shard_map_of_some_axes),

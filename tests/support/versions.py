@@ -20,6 +20,7 @@ shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 10), reason="shard_map
 kernel_with_derivative_per_shard = pytest.mark.skipif(
     VERSION < (0, 8), reason="inside shard_map, jax 0.7 leaves the mesh out of the type of a kernel's result"
 )
+second_derivative_per_shard = pytest.mark.skipif(VERSION < (0, 8), reason="jax 0.7 has no second derivative per shard")
 
 
 def two_cores_with_race_detection() -> pltpu.InterpretParams:
