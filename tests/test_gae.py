@@ -95,7 +95,7 @@ def test_object_can_be_jitted_and_compared_and_checks_shapes():
     np.testing.assert_array_equal(jax.jit(estimate)(**arguments), estimate(**arguments))
     assert estimate == GAE(2, 3, 0.9, 0.8)
     for name in ("done", "rewards"):
-        with pytest.raises(ValueError, match=rf"`{name}` must have shape \(2, 3\).* got \(3, 2\)"):
+        with pytest.raises(ValueError, match=rf"`{name}` must have shape \(2, 3\), \[n_workers, worker_steps\]"):
             estimate(**arguments | {name: arguments[name].T})
 
 
