@@ -107,9 +107,9 @@ def test_arguments_split_in_different_ways(name):
         with set_mesh(mesh):
             got = with_gradient(arrays["rewards"], arrays)
         assert_close(jax.tree.leaves(got), jax.tree.leaves(wanted))
-    rewards = jax.device_put(ARRAYS["rewards"], NamedSharding(mesh, P(None, "a")))
-    result = call(ARRAYS | {"rewards": rewards}, estimate)[0]
-    assert result.sharding.is_equivalent_to(rewards.sharding, 2)
+    specs = {"rewards": P(), "values": P(None, "a")}
+    arrays = ARRAYS | {name: jax.device_put(ARRAYS[name], NamedSharding(mesh, spec)) for name, spec in specs.items()}
+    assert call(arrays, estimate)[0].sharding.is_equivalent_to(arrays["values"].sharding, 2)
 
 
 @versions
