@@ -1,5 +1,7 @@
 """The kernel for TPUs, in a simulator and in Pallas's interpreter."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,3 +65,12 @@ def test_auto_axes_are_refused(kind):
         with set_mesh(mesh):
             init = jax.device_put(jnp.ones(4), NamedSharding(mesh, P("workers")))
             assert bool(obstacle_to_kernel(init, init[None], ())) == (devices == 2 and kind == AxisType.Auto)
+
+
+@pytest.mark.versions
+def test_without_pallas_the_other_implementations_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.tpu", None)
+    with pytest.raises(NotImplementedError, match=r"the kernel needs Pallas for TPUs: "):
+        pallas_scan(jnp.ones(32), jnp.ones((3, 32)))
+    last, _ = affine_scan(lambda h, x, _: (h / 2 + x, h), jnp.ones(32), jnp.ones((3, 32)), ())
+    np.testing.assert_array_equal(last, 1 / 8 + 1 / 4 + 1 / 2 + 1)
