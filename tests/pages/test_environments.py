@@ -5,6 +5,7 @@ nothing of the resetting is in the reference. Tests marked `slow` compare the en
 """
 
 import ast
+import collections
 import functools
 import itertools
 import warnings
@@ -140,19 +141,24 @@ def results_of(heading, names, change=("", "")):
     return pages.run(code, pages.imports(PAGE) | PARAMETERS | bases | {"value_fn": value_fn} | names)
 
 
-def check(heading, names, logs, **how):
-    """Asserts that the recipe gives each transition its advantage within its own episode, and a mistake does not."""
-    want = np.zeros((STEPS, N))
-    for n, log in enumerate(logs):
-        want[names["live"][:, n], n] = reference(log, **how)
+def difference(got, want):
+    """The largest, relative to the root mean square."""
+    return np.abs(np.asarray(got) - want).max() / np.sqrt(np.mean(np.square(want)))
+
+
+def check_against(want, heading, names):
+    """Asserts that the advantages of the recipe are `want`, and those of the recipe with its mistake are not."""
     result, wrong = results_of(heading, names), results_of(heading, names, MISTAKES[heading])
     assert difference(result["advantages"], want) < 1e-5 < 1e-2 < difference(wrong["advantages"], want)
     return result
 
 
-def difference(got, want):
-    """The largest, relative to the root mean square."""
-    return np.abs(np.asarray(got) - want).max() / np.sqrt(np.mean(np.square(want)))
+def check(heading, names, logs, **how):
+    """Asserts that the recipe gives each transition its advantage within its own episode."""
+    want = np.zeros((STEPS, N))
+    for n, log in enumerate(logs):
+        want[names["live"][:, n], n] = reference(log, **how)
+    return check_against(want, heading, names)
 
 
 # The kinds of resets.
@@ -212,10 +218,9 @@ def test_interleaved_streams():
     ids, steps, obs, rewards, terminated, truncated, next_obs = (np.stack(x)[where] for x in zip(*rows, strict=True))
     names = {"ids": ids, "steps": steps, "rewards": rewards, "terminated": terminated, "truncated": truncated}
     names |= {"values": value_fn(obs), "next_values": value_fn(next_obs)}
-    want = np.concatenate([reference(log) for log in logs])[where]
+    result = check_against(np.concatenate([reference(log) for log in logs])[where], STREAMS, names)
     inside = jax.jit(lambda names: results_of(STREAMS, names)["advantages"])
-    assert difference(inside(names), want) < 1e-5
-    assert difference(results_of(STREAMS, names, MISTAKES[STREAMS])["advantages"], want) > 0.01
+    np.testing.assert_allclose(inside(names), result["advantages"], atol=1e-5)
 
 
 def received(walk):
@@ -290,9 +295,7 @@ def test_workers_split_over_devices():
     names = {"rewards": rewards * np.arange(workers, dtype=np.float32), "values": values}
     names["terminated"] = rng.random(rewards.shape) < 0.1
     want, _ = oracle(**names, **PARAMETERS)
-    want = (want - want.mean()) / want.std()
-    assert difference(results_of(SPLIT, names)["advantages"], want) < 1e-5
-    assert difference(results_of(SPLIT, names, MISTAKES[SPLIT])["advantages"], want) > 0.01
+    check_against((want - want.mean()) / want.std(), SPLIT, names)
 
 
 # Rows that are no samples.
@@ -331,38 +334,25 @@ def wrapper_of(heading, **names):
     return names["KeepFinal"]
 
 
-class OldParams(NamedTuple):
-    max_steps_in_episode: Any
-    replace = property(lambda self: self._replace)
+OldState = collections.namedtuple("OldState", "place time")
 
 
-class OldState(NamedTuple):
-    place: Any
-    time: Any
-
-
-class OldWalk:
-    """Has the methods of an environment of gymnax below 1.0, `_env` of a wrapper, and a `done` with the limit in it."""
-
-    def __init__(self, env=None):
-        self._env = env
-
-    def reset_env(self, key, params):
-        return jnp.zeros(2), OldState(jnp.zeros(2), jnp.array(0))
-
-    def step_env(self, key, state, action, params):
-        state = OldState(state.place + action, state.time + 1)
-        done = (state.place[0] > 1) | (state.time >= params.max_steps_in_episode)
-        return state.place, state, jnp.float32(1), done, {"discount": jnp.float32(~done)}
+def old_step_env(key, state, action, params):
+    """As in gymnax below 1.0: `done` has the limit in it."""
+    state = OldState(state.place + action, state.time + 1)
+    return state.place, state, 1.0, (state.place[0] > 1) | (state.time >= params.max_steps_in_episode), {}
 
 
 @pytest.mark.parametrize("terminates", [True, False])
 @pytest.mark.parametrize("limit", [LIMIT, LIMIT + 1])
 def test_old_gymnax_wrapper(terminates, limit):
     """Finds the termination also where the limit is reached in the same step."""
-    env = wrapper_of(OLD_GYMNAX, GymnaxWrapper=OldWalk, jax=jax, jnp=jnp)(OldWalk())
+    first = OldState(jnp.zeros(2), jnp.array(0))
+    inner = SimpleNamespace(step_env=old_step_env, reset_env=lambda *_: (first.place, first))
+    env = wrapper_of(OLD_GYMNAX, GymnaxWrapper=SimpleNamespace, jax=jax, jnp=jnp)(_env=inner)
+    params = SimpleNamespace(max_steps_in_episode=limit, replace=lambda **changes: SimpleNamespace(**changes))
     state, action = OldState(jnp.zeros(2), jnp.array(LIMIT - 1)), jnp.array([2.0 if terminates else 0.5, 1.0])
-    obs, state, _, done, info = jax.jit(env.step)(jax.random.key(0), state, action, OldParams(limit))
+    obs, state, _, done, info = env.step(jax.random.key(0), state, action, params)
     assert (done, info["terminated"]) == (terminates or limit == LIMIT, terminates)
     np.testing.assert_array_equal(info["final_obs"], action)
     np.testing.assert_array_equal(obs, jnp.zeros(2) if done else action)

@@ -22,7 +22,6 @@ import gae_jax
 from gae_jax import normalize
 
 PURE_JAX_RL = [f"PureJaxRL, {file}, with time limits" for file in ("ppo.py", "ppo_rnn.py")]
-TUNIX, SKRL = "tunix.rl.algo_core:compute_gae_advantages", "skrl.agents.jax.ppo.ppo:_compute_gae"
 SB3 = "stable_baselines3.common.buffers"
 WHITENED, TENSORS = "whitened by n - 1", "any dtype and device, with or without a gradient"
 
@@ -171,9 +170,9 @@ def test_swap_matches_definition_and_package(agent):
     x, live = SimpleNamespace(**peers.names_of(agent, rollout)), rollout.live
     advantages, targets = oracle(**rollout.arguments())
     if agent == "tunix":
-        package, ours, wanted = TUNIX, swap("tunix_gae"), [whiten(advantages, live, 1), targets]
+        package, ours, wanted = peers.TUNIX_GAE, swap("tunix_gae"), [whiten(advantages, live, 1), targets]
     else:
-        package, ours, wanted = SKRL, swap("skrl_gae"), [targets, whiten(advantages, live, 0)]
+        package, ours, wanted = peers.SKRL_GAE, swap("skrl_gae"), [targets, whiten(advantages, live, 0)]
     answers = [peers.in_rows(answer, rollout)[live] for answer in peers.call_by_name(ours, x)]
     assert_close(answers, [each[live] for each in wanted])
     whitening = {"normalize": normalize, "advantages": advantages, "mask": live}

@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from support import pages
 from support.meshes import make_mesh
-from support.recipes import PAGE, known_names, largest_difference, outputs_of, random_names
-from support.references import NUMBERS, RECIPES, returns_so_far
+from support.recipes import PAGE, known_names, largest_difference, outputs_of, random_names, wanted
+from support.references import NUMBERS, RECIPES, running_returns
 
 from gae_jax.testing import check_rollout
 
@@ -64,7 +64,7 @@ def in_text(start):
 def test_zigzag_layout_is_undone(kind):
     """Arrays in the layout, with the changes of the text around the recipe; without them the result is wrong."""
     names, sharded = random_names(AXES, 0), known_names() | {"mesh": make_mesh(kind, dp=2, cp=4)}
-    want = RECIPES[AXES].reference(**names)["advantages"]
+    want = wanted(AXES, names)["advantages"]
     halves = np.split(np.arange(48), 8)
     positions = np.concatenate([x for i in range(4) for x in (halves[i], halves[7 - i])])
     arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray)}
@@ -117,7 +117,7 @@ def test_deviation_of_returns_is_carried_over_rollouts():
         names = {"rewards": rewards[rows], "ends": ends[rows], "carry": carry, "gamma": NUMBERS["gamma"]}
         result = pages.run(pages.recipes(PAGE)["Reward scaling"], known_names() | names)
         carry = result["carry"]
-        deviation = np.std(returns_so_far(rewards[: rows[-1] + 1], ends[: rows[-1] + 1]))
+        deviation = np.std(running_returns(rewards[: rows[-1] + 1], ends[: rows[-1] + 1]))
         np.testing.assert_allclose(result["scaled"], rewards[rows] / deviation, rtol=TOLERANCE)
 
 

@@ -66,35 +66,16 @@ def parts(rollout: Rollout) -> Names:
     return names | numbers | {"self": agent, "args": agent, "agent": agent}
 
 
-def batch(**arrays):
-    return namedtuple("Batch", arrays)(**arrays)
-
-
-def before(flags):
-    """The flags of the step before each row."""
-    return np.concatenate([np.ones_like(flags[:1]), flags[:-1]])
-
-
-def next_row(array):
-    """[N, T + 1], each row in the place of the next; the first is not read."""
-    return np.concatenate([np.full_like(array[:1], 9), array]).T
-
-
-def column(array):
-    """[T, N, 1]."""
-    return array[..., None]
-
-
-def path(array):
-    """One worker after another in one axis."""
-    return array.T.ravel()
-
-
-def q_values(values):
-    """Of three actions, with these values as maxima; arrays of JAX, as in a jitted agent."""
-    return jnp.stack([values - 1, values, values - 2], -1)
-
-
+HELPERS = {  # the functions that STORED calls
+    "batch": lambda **arrays: namedtuple("Batch", arrays)(**arrays),
+    "before": lambda flags: np.concatenate([np.ones_like(flags[:1]), flags[:-1]]),  # of the step before each row
+    "next_row": lambda x: (
+        np.concatenate([np.full_like(x[:1], 9), x]).T
+    ),  # [N, T + 1], each row in the place of the next
+    "column": lambda x: x[..., None],
+    "path": lambda x: x.T.ravel(),  # one worker after another
+    "q_values": lambda v: jnp.stack([v - 1, v, v - 2], -1),  # of three actions; arrays of JAX, as in a jitted agent
+}
 BRAX = "truncation, termination = np.float32(truncated), np.float32(terminated);"
 BRAX += "rewards, values, bootstrap_value = r, v, last"
 SKRL = "rewards, values, last_values, terminated, truncated, final_values ="
@@ -183,7 +164,7 @@ AGENTS = {agent: kind for kind, agents in STORED.items() for agent in agents}
 
 def names_of(agent: str, rollout: Rollout) -> Names:
     """What the agent has at the call of its estimator, by name."""
-    return pages.run(STORED[AGENTS[agent]][agent], globals() | parts(rollout))
+    return pages.run(STORED[AGENTS[agent]][agent], HELPERS | {"np": np, "jnp": jnp} | parts(rollout))
 
 
 # What the blocks must compute: GAE, unless there is a formula. It is `td_errors[t] + decays[t] * (the same at t + 1)`,
@@ -315,10 +296,6 @@ def rlax_advantages(r_t, discount_t, lambda_, values):
     return jax.vmap(one_worker, (1, 1, None, 1), 1)(*map(jnp.asarray, (r_t, discount_t, lambda_, values)))
 
 
-def brax_outputs(**names):
-    return ask("brax.training.agents.ppo.losses:compute_gae", SimpleNamespace(**names))
-
-
 def sb3_buffer(x, kind=None):
     """A rollout buffer of this kind, filled and computed."""
     space = load("gymnasium.spaces").Box(-1.0, 1.0, (1,))
@@ -346,6 +323,8 @@ def tianshou_advantages(x):
 
 
 TORCHRL = "torchrl.objectives.value.functional"
+BRAX_GAE, SKRL_GAE = "brax.training.agents.ppo.losses:compute_gae", "skrl.agents.jax.ppo.ppo:_compute_gae"
+TUNIX_GAE = "tunix.rl.algo_core:compute_gae_advantages"
 PACKAGES = {  # the distribution, and its answer
     "rejax": ("rejax", lambda x: load("rejax").PPO.calculate_gae(x.self, x.trajectories, x.last_val)[0]),
     "stable-baselines3": ("stable-baselines3", lambda x: sb3_buffer(x).advantages),
@@ -354,12 +333,12 @@ PACKAGES = {  # the distribution, and its answer
         "rsl-rl-lib",
         lambda x: rsl_rl_advantages(x, x.rewards + x.gamma * x.values * x.time_outs, x.values, x.dones),
     ),
-    "Brax": ("brax", lambda x: brax_outputs(**vars(x))[0] - x.values),
-    "Brax, its own advantages": ("brax", lambda x: brax_outputs(**vars(x))[1]),
+    "Brax": ("brax", lambda x: ask(BRAX_GAE, x)[0] - x.values),
+    "Brax, its own advantages": ("brax", lambda x: ask(BRAX_GAE, x)[1]),
     "tianshou": ("tianshou", tianshou_advantages),
     "torchrl": ("torchrl", lambda x: ask_torch(f"{TORCHRL}:generalized_advantage_estimate", x)[0]),
-    "skrl, JAX": ("skrl", lambda x: ask("skrl.agents.jax.ppo.ppo:_compute_gae", x)[0] - x.values),
-    "skrl, JAX, its default": ("skrl", lambda x: ask("skrl.agents.jax.ppo.ppo:_compute_gae", x)[0] - x.values),
+    "skrl, JAX": ("skrl", lambda x: ask(SKRL_GAE, x)[0] - x.values),
+    "skrl, JAX, its default": ("skrl", lambda x: ask(SKRL_GAE, x)[0] - x.values),
     "EvoRL": ("evorl-jax", lambda x: ask("evorl.utils.rl_toolkits:compute_gae", x)[1]),
     "rlax": ("rlax", lambda x: rlax_advantages(x.r_t, x.discount_t, x.lambda_, x.values)),
     "rlax.lambda_returns": (
@@ -368,5 +347,5 @@ PACKAGES = {  # the distribution, and its answer
     ),
     "rejax, PQN": ("rejax", lambda x: load("rejax").PQN.calculate_targets(x.self, x.trajectories, x.max_last_q)),
     "verl": ("verl", lambda x: ask_torch("verl.trainer.ppo.core_algos:compute_gae_advantage_return", x)[1] - x.values),
-    "tunix": ("google-tunix", lambda x: ask("tunix.rl.algo_core:compute_gae_advantages", x)[1] - x.values),
+    "tunix": ("google-tunix", lambda x: ask(TUNIX_GAE, x)[1] - x.values),
 }
