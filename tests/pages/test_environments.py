@@ -118,16 +118,17 @@ def value_fn(obs):
     return jnp.asarray(obs, jnp.float32) @ np.array([0.7, -1.3], np.float32)
 
 
-def reference(log, values_of=value_fn, lost=False):
+def values_of(log):
+    """V(s_t) and V(s_{t+1}) of a log, by the critic without a state."""
+    return value_fn(np.stack([x.obs for x in log])), value_fn(np.stack([x.next_obs for x in log]))
+
+
+def reference(log, values_of=values_of, lost=False):
     """The advantage of each transition of one worker, an episode at a time; `lost`: final observations are unknown."""
-    ends = [t + 1 for t, x in enumerate(log) if x.terminated or x.truncated]
-    advantages = []
-    for i, j in itertools.pairwise(sorted({0, *ends, len(log)})):
-        obs, rewards, terminated, truncated, next_obs = (np.stack(x) for x in zip(*log[i:j], strict=True))
-        values = np.asarray(values_of(np.concatenate([obs, next_obs[-1:]])))
-        final_values = None if lost else values[1:]
-        advantages.append(oracle(rewards, values, terminated, truncated, final_values=final_values, **PARAMETERS)[0])
-    return np.concatenate(advantages)
+    values, next_values = values_of(log)
+    _, rewards, terminated, truncated, _ = (np.stack(x) for x in zip(*log, strict=True))
+    known = {"final_values": None if lost else next_values, "bootstrap_value": next_values[-1]}
+    return oracle(rewards, values, terminated, truncated, **known, **PARAMETERS)[0]
 
 
 def results_of(heading, names, change=("", "")):
@@ -262,12 +263,14 @@ def critic(hidden, obs, reset):
     return hidden, hidden + obs[:, 1]
 
 
-def recurrent_values(obs):
-    """The same for one episode from its first observation on, in float64."""
-    hidden = np.zeros(len(obs) + 1)
-    for t, x in enumerate(obs):
-        hidden[t] = np.tanh(0.9 * hidden[t - 1] + x[0])
-    return hidden[:-1] + obs[:, 1]
+def recurrent_values(log):
+    """The same in float64, each episode from its first observation on."""
+    hidden, pairs = 0.0, []
+    for obs, _, terminated, truncated, next_obs in log:
+        hidden = np.tanh(0.9 * hidden + obs[0])
+        pairs.append((hidden + obs[1], np.tanh(0.9 * hidden + next_obs[0]) + next_obs[1]))
+        hidden = 0.0 if terminated or truncated else hidden
+    return np.transpose(pairs)
 
 
 @pytest.mark.parametrize("same_step", [True, False])
@@ -372,17 +375,14 @@ def as_libraries_are():
 def test_rows_of_gymnasium(mode):
     gymnasium = pytest.importorskip("gymnasium", "1.1")
 
-    class Env(gymnasium.Env):
+    class Env(Walk, gymnasium.Env):
         observation_space, action_space = gymnasium.spaces.Box(-9, 9, (2,)), gymnasium.spaces.Discrete(2)
 
-        def __init__(self, seed):
-            self.walk = Walk(seed)
-
         def reset(self, **_):
-            return self.walk.reset(), {}
+            return super().reset(), {}
 
         def step(self, _):
-            _, reward, terminated, truncated, obs = self.walk.step()
+            _, reward, terminated, truncated, obs = super().step()
             return obs, float(reward), bool(terminated), truncated, {}
 
     envs = [functools.partial(Env, seed) for seed in range(N)]

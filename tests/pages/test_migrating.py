@@ -67,18 +67,6 @@ def test_every_block_has_a_test():
 # What was wrong on the page, or goes wrong without an error.
 
 
-@pytest.mark.parametrize(
-    ("agent", "call"), [("PureJaxRL, ppo_rnn.py", "PureJaxRL, ppo.py"), ("Stoix, rec_ppo", "PureJaxRL, ppo_rnn.py")]
-)
-def test_call_of_another_family_is_wrong(agent, call):
-    """Mava's `ff_*` store the flags of the step before; Stoix' `rec_ppo` has time limits in a flag of their own."""
-    rollout = rollouts_of(agent)[0]
-    names = peers.names_of(agent, rollout)
-    wrong = peers.run_call(call, names | {"config": {"GAMMA": 0.99, "GAE_LAMBDA": 0.95}})
-    wanted = peers.wanted(agent, rollout)
-    assert np.abs(wrong - wanted).max() > 2 * np.sqrt(np.mean(wanted**2))
-
-
 def test_gradient_of_the_critic_in_the_loss_of_brax():
     """Brax calls its estimator inside the loss; without `stop_gradient`, the gradient is wrong."""
     names = peers.names_of("Brax", rollouts_of("Brax")[0])
@@ -110,41 +98,27 @@ def test_check_gae_names_the_flag_of_the_step_before(capsys):
 
 @pytest.mark.parametrize("agent", PURE_JAX_RL)
 def test_time_limits_in_purejaxrl(agent):
-    """The lines of the block run where it says, in a loop of that form: V(s) = sin(s), or of a recurrent sum."""
+    """The lines of the block on whole rollouts, with V(s) = sin(s), or the sine of s and the hidden state."""
     rollout, rng = peers.kind_of_rollout("final_values", 0, 0.99, 0.95), np.random.default_rng(0)
     in_env_step, after = peers.calls()[agent].split("# In the place of")
-    observations, finals = rng.normal(size=(65, 8)), rng.normal(size=(64, 8))
     recurrent, ends = "rnn" in agent, rollout.terminated | rollout.truncated
-
-    def critic(hidden, observation, reset):
-        hidden = recurrent * 0.5 * jnp.where(reset, 0, hidden) + jnp.float32(observation)
-        return hidden, jnp.sin(hidden)
+    hidden, final_obs = rng.normal(size=(2, *ends.shape)).astype(np.float32)
 
     def apply(params, *inputs):
         if not recurrent:
-            return None, critic(0.0, inputs[0], False)[1]
+            return None, jnp.sin(*inputs)
         hidden, (observation, reset) = inputs
-        hidden, value = critic(hidden, observation[0], reset[0])
-        return hidden, None, value[None]
+        return None, None, jnp.sin(jnp.where(reset, 0, hidden[None]) + observation)
 
-    network, hidden, last_done = SimpleNamespace(apply=apply), jnp.zeros(8), np.zeros(8, bool)
-    names = pages.imports(peers.PAGE) | {"network": network, "train_state": SimpleNamespace(params=None)}
-    batch, final_values = [], []
-    for observation, final, reward, terminated, done in zip(
-        observations[:-1], finals, rollout.rewards, rollout.terminated, ends, strict=True
-    ):
-        hidden, value = critic(hidden, observation, last_done)
-        info = {"terminated": terminated, "final_obs": final}
-        pages.run(in_env_step, names | {"hstate": hidden, "done": done, "info": info})
-        batch.append({"done": last_done if recurrent else done, "value": value, "reward": reward, "info": info})
-        final_values.append(critic(hidden, final, False)[1])
-        last_done = done
-    _, last_val = critic(hidden, observations[-1], last_done)
-    batch = SimpleNamespace(**jax.tree.map(lambda *rows: np.stack(rows), *batch))
-    names |= {"traj_batch": batch, "last_val": last_val, "last_done": last_done}
-    scope = pages.run(f"#{after}", names | {"config": {"GAMMA": 0.99, "GAE_LAMBDA": 0.95}})
-    values = np.concatenate([batch.value, last_val[None]])
-    wanted = oracle(**rollout.replace(values=values, final_values=np.stack(final_values)).arguments())
+    info = {"terminated": rollout.terminated, "final_obs": final_obs}
+    names = {"network": SimpleNamespace(apply=apply), "train_state": SimpleNamespace(params=None), "info": info}
+    pages.run(in_env_step, pages.imports(peers.PAGE) | names | {"hstate": hidden, "done": ends})
+    done = peers.HELPERS["before"](ends) if recurrent else ends
+    batch = SimpleNamespace(done=done, value=rollout.values[:-1], reward=rollout.rewards, info=info)
+    names = {"traj_batch": batch, "last_val": rollout.values[-1], "last_done": ends[-1]}
+    names["config"] = {"GAMMA": rollout.gamma, "GAE_LAMBDA": rollout.lambda_}
+    scope = pages.run(f"#{after}", pages.imports(peers.PAGE) | names)
+    wanted = oracle(**rollout.replace(final_values=np.sin(recurrent * hidden + final_obs)).arguments())
     assert_close([scope["advantages"], scope["targets"]], wanted)
 
 
@@ -166,7 +140,7 @@ def whiten(advantages, live, ddof):
 @pytest.mark.parametrize("agent", ["tunix", "skrl, JAX"])
 def test_swap_matches_definition_and_package(agent):
     """Both whiten the advantages; tunix returns them first."""
-    rollout = rollouts_of(agent)[0]
+    rollout, _ = rollouts_of(agent)
     x, live = SimpleNamespace(**peers.names_of(agent, rollout)), rollout.live
     advantages, targets = oracle(**rollout.arguments())
     if agent == "tunix":

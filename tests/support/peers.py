@@ -324,7 +324,10 @@ def tianshou_advantages(x):
 
 TORCHRL = "torchrl.objectives.value.functional"
 BRAX_GAE, SKRL_GAE = "brax.training.agents.ppo.losses:compute_gae", "skrl.agents.jax.ppo.ppo:_compute_gae"
-TUNIX_GAE = "tunix.rl.algo_core:compute_gae_advantages"
+TUNIX_GAE, VERL_GAE = (
+    "tunix.rl.algo_core:compute_gae_advantages",
+    "verl.trainer.ppo.core_algos:compute_gae_advantage_return",
+)
 PACKAGES = {  # the distribution, and its answer
     "rejax": ("rejax", lambda x: load("rejax").PPO.calculate_gae(x.self, x.trajectories, x.last_val)[0]),
     "stable-baselines3": ("stable-baselines3", lambda x: sb3_buffer(x).advantages),
@@ -346,6 +349,6 @@ PACKAGES = {  # the distribution, and its answer
         lambda x: jax.vmap(load("rlax").lambda_returns, (1, 1, 1, None), 1)(x.r_t, x.discount_t, x.v_t, x.lambda_),
     ),
     "rejax, PQN": ("rejax", lambda x: load("rejax").PQN.calculate_targets(x.self, x.trajectories, x.max_last_q)),
-    "verl": ("verl", lambda x: ask_torch("verl.trainer.ppo.core_algos:compute_gae_advantage_return", x)[1] - x.values),
+    "verl": ("verl", lambda x: np.asarray(ask_torch(VERL_GAE, x)[1]) - x.values),
     "tunix": ("google-tunix", lambda x: ask(TUNIX_GAE, x)[1] - x.values),
 }

@@ -42,20 +42,19 @@ def program(code: str) -> Callable[..., Names]:
     return jax.jit(outputs, static_argnums=(1, 2))
 
 
-def outputs_of(heading: str, seed: int, *, code: str | None = None) -> dict[str, jax.Array]:
-    """What the recipe computes inside jit, or `code` in its place."""
-    names = random_names(heading, seed)
-    arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | tuple)}
-    constants = tuple(x for x in names.items() if x[0] not in arrays)
-    return program(code or pages.recipes(PAGE)[heading])(arrays, constants, tuple(wanted(heading, names)))
-
-
 def largest_difference(heading: str, seed: int, *, code: str | None = None) -> float:
-    """From the reference, relative to its root mean square; infinite where an output is not a finite number."""
-    outputs, differences = outputs_of(heading, seed, code=code), []
-    for name, want in wanted(heading, random_names(heading, seed)).items():
+    """Of the recipe, or of `code` in its place, from the reference, relative to the root mean square of the latter.
+
+    Infinite where an output is not a finite float32 number.
+    """
+    names, differences = random_names(heading, seed), []
+    arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | tuple)}
+    constants, wants = tuple(x for x in names.items() if x[0] not in arrays), wanted(heading, names)
+    outputs = program(code or pages.recipes(PAGE)[heading])(arrays, constants, tuple(wants))
+    for name, want in wants.items():
         defined = ~np.isnan(want)
         difference = np.abs(np.asarray(outputs[name]) - want)[defined]
         relative = difference.max() / np.sqrt(np.mean(want[defined] ** 2))
-        differences.append(relative if np.isfinite(relative) else np.inf)
+        right_type = outputs[name].dtype == (bool if name == "keep" else np.float32)
+        differences.append(relative if right_type and np.isfinite(relative) else np.inf)
     return float(max(differences))

@@ -282,14 +282,14 @@ def of_probabilities(x):
     return definition(x, terminated=x.p < 0, gamma=x.gamma * (1 - np.float64(x.p)))
 
 
+def average_reward(x):
+    return definition(x, rewards=np.float64(x.rewards) - x.rho, gamma=1.0)
+
+
 def peng(x):
     """A dropped row has no target."""
     targets = definition(x, values=np.max(x.q_values, axis=-1), truncated=x.truncated)["targets"]
     return {"targets": np.where(x.truncated, np.nan, targets), "keep": (~x.truncated).astype(float)}
-
-
-def average_reward(x):
-    return definition(x, rewards=np.float64(x.rewards) - x.rho, gamma=1.0)
 
 
 # Other definitions.
