@@ -43,25 +43,23 @@ def skip_import_errors():
 def test_call_matches_definition(agent):
     """On arrays of NumPy, and inside `jax.jit`."""
     for rollout, inside_jit in zip(rollouts_of(agent), (False, True), strict=True):
-        ours = peers.run_call(agent, peers.names_of(agent, rollout), inside_jit)
-        assert not inside_jit or isinstance(ours, jax.Array)
-        ours = peers.in_rows(ours, rollout)
-        assert_close([ours[rollout.live]], [peers.wanted(agent, rollout)[rollout.live]])
+        ours, wanted = peers.run_call(agent, rollout, inside_jit), peers.wanted(agent, rollout)
+        assert_close([ours[rollout.live]], [wanted[rollout.live]])
 
 
 @pytest.mark.parametrize("agent", PACKAGES)
 def test_call_matches_package(agent):
     for rollout in rollouts_of(agent):
-        names = peers.names_of(agent, rollout)
         with skip_import_errors():
-            theirs = peers.in_rows(peers.run_package(agent, names), rollout)
-        ours = peers.in_rows(peers.run_call(agent, names), rollout)
-        assert_close([ours[rollout.live]], [theirs[rollout.live]])
+            theirs = peers.run_package(agent, rollout)
+        assert_close([peers.run_call(agent, rollout)[rollout.live]], [theirs[rollout.live]])
 
 
-def test_every_block_has_a_test():
+def test_every_block_has_a_test_and_every_agent_a_row_of_conformance():
     tested = {agent.removesuffix(", its default") for agent in AGENTS}
     assert set(peers.calls()) == tested | {*PURE_JAX_RL, WHITENED, TENSORS}
+    head = "| agent | compared with | the call differs by | the agent differs from GAE by |"
+    assert [row[0] for row in pages.table("tests/README.md", head)] == list(AGENTS)
 
 
 # What was wrong on the page, or goes wrong without an error.
@@ -69,7 +67,8 @@ def test_every_block_has_a_test():
 
 def test_gradient_of_the_critic_in_the_loss_of_brax():
     """Brax calls its estimator inside the loss; without `stop_gradient`, the gradient is wrong."""
-    names = peers.names_of("Brax", rollouts_of("Brax")[0])
+    rollout, _ = rollouts_of("Brax")
+    names = peers.names_of("Brax", rollout)
 
     def gradient(block):
         def loss(values):
@@ -78,7 +77,7 @@ def test_gradient_of_the_critic_in_the_loss_of_brax():
 
         return jax.grad(loss)(jnp.asarray(names["values"]))
 
-    advantages = peers.run_call("Brax", names)
+    advantages = peers.run_call("Brax", rollout)
     wanted = -2 * advantages / advantages.size
     assert_close([gradient(peers.calls()["Brax"])], [wanted])
     attached = gradient(peers.calls()["Brax"].replace("jax.lax.stop_gradient", ""))
@@ -172,10 +171,3 @@ def test_line_for_torch_tensors(dtype):
     tensor = torch.tensor([1, 0, 2], dtype=getattr(torch, dtype), requires_grad="float" in dtype)
     array = pages.run(peers.calls()[TENSORS], {"tensor": tensor})["array"]
     np.testing.assert_array_equal(array, np.array([1, 0, 2], np.float32), strict=True)
-
-
-def test_table_of_conformance_has_every_agent():
-    rows = pages.table(
-        "tests/README.md", "| agent | compared with | the call differs by | the agent differs from GAE by |"
-    )
-    assert [row[0] for row in rows] == list(AGENTS)

@@ -231,13 +231,14 @@ def block_of(agent: str) -> str:
     return first + found[agent.removesuffix(", its default")]
 
 
-def run_call(agent: str, names: Names, inside_jit: bool = False) -> Any:
-    """The advantages of the block, or the targets if it has only these."""
-    block = block_of(agent)
+def run_call(agent: str, rollout: Rollout, inside_jit: bool = False) -> np.ndarray:
+    """The advantages of the block, or the targets if it has only these, [T, N]."""
+    block, names = block_of(agent), names_of(agent, rollout)
     answer = "advantages" if "advantages" in block else "targets"
     arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | jax.Array) or hasattr(x, "_fields")}
     call = jax.jit if inside_jit else lambda function: function
-    return call(lambda arrays: pages.run(block, names | pages.imports(PAGE) | arrays)[answer])(arrays)
+    results = call(lambda arrays: pages.run(block, names | pages.imports(PAGE) | arrays)[answer])(arrays)
+    return in_rows(results, rollout)
 
 
 def in_rows(x: Any, rollout: Rollout) -> np.ndarray:
@@ -269,10 +270,10 @@ def as_peers_want():
         yield
 
 
-def run_package(agent: str, names: Names) -> np.ndarray:
-    """The advantages, or targets, of the package's own function."""
+def run_package(agent: str, rollout: Rollout) -> np.ndarray:
+    """The advantages, or targets, of the package's own function, [T, N]."""
     with as_peers_want():
-        return np.asarray(PACKAGES[agent][1](SimpleNamespace(**names)))
+        return in_rows(np.asarray(PACKAGES[agent][1](SimpleNamespace(**names_of(agent, rollout)))), rollout)
 
 
 def call_by_name(function: Any, x: Any, array: Any = jnp.asarray) -> Any:

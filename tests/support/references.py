@@ -60,10 +60,10 @@ def tokens(rng: np.random.Generator) -> Names:
 
 def at_last_tokens(mask: np.ndarray, flags: np.ndarray | bool) -> np.ndarray:
     """The flag of each sample at its last chosen token, False elsewhere."""
-    result, flags = np.zeros_like(mask), np.broadcast_to(flags, len(mask))
-    for sample in np.flatnonzero(mask.any(axis=1)):
-        result[sample, np.flatnonzero(mask[sample])[-1]] = flags[sample]
-    return result
+    result = np.zeros_like(mask)
+    for last, chosen in zip(result, mask, strict=True):
+        last[np.flatnonzero(chosen)[-1:]] = True
+    return result & np.reshape(flags, (-1, 1))
 
 
 def tool_tokens(rng: np.random.Generator) -> Names:
