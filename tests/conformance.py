@@ -17,12 +17,12 @@ def agent_row(agent: str) -> list[str]:
     differences = []
     for seed in SEEDS:
         rollout = peers.kind_of_rollout(peers.AGENTS[agent], seed, 0.99, 0.95)
-        names, wanted, live = peers.names_of(agent, rollout), peers.wanted(agent, rollout), rollout.live
+        wanted, live = peers.wanted(agent, rollout), rollout.live
         theirs, distribution = wanted, peers.PACKAGES.get(agent, [""])[0]
         if distribution:
-            theirs = peers.in_rows(peers.run_package(agent, names), rollout)
+            theirs = peers.run_package(agent, rollout)
             compared = f"its function, {distribution} {importlib.metadata.version(distribution)}"
-        ours = peers.in_rows(peers.run_call(agent, names), rollout)
+        ours = peers.run_call(agent, rollout)
         gae = peers.gae_of(agent, rollout).reshape(*live.shape, *[1] * (wanted.ndim - 2))
         errors = [np.abs(ours - theirs)[live].max(), np.abs(wanted - gae)[live].max()]
         differences.append(errors / np.sqrt(np.mean(wanted[live] ** 2)))

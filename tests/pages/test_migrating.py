@@ -22,7 +22,6 @@ import gae_jax
 from gae_jax import normalize
 
 PURE_JAX_RL = [f"PureJaxRL, {file}, with time limits" for file in ("ppo.py", "ppo_rnn.py")]
-TUNIX, SKRL = "tunix.rl.algo_core:compute_gae_advantages", "skrl.agents.jax.ppo.ppo:_compute_gae"
 SB3 = "stable_baselines3.common.buffers"
 WHITENED, TENSORS = "whitened by n - 1", "any dtype and device, with or without a gradient"
 
@@ -44,45 +43,32 @@ def skip_import_errors():
 def test_call_matches_definition(agent):
     """On arrays of NumPy, and inside `jax.jit`."""
     for rollout, inside_jit in zip(rollouts_of(agent), (False, True), strict=True):
-        ours = peers.run_call(agent, peers.names_of(agent, rollout), inside_jit)
-        assert not inside_jit or isinstance(ours, jax.Array)
-        ours = peers.in_rows(ours, rollout)
-        assert_close([ours[rollout.live]], [peers.wanted(agent, rollout)[rollout.live]])
+        ours, wanted = peers.run_call(agent, rollout, inside_jit), peers.wanted(agent, rollout)
+        assert_close([ours[rollout.live]], [wanted[rollout.live]])
 
 
 @pytest.mark.parametrize("agent", PACKAGES)
 def test_call_matches_package(agent):
     for rollout in rollouts_of(agent):
-        names = peers.names_of(agent, rollout)
         with skip_import_errors():
-            theirs = peers.in_rows(peers.run_package(agent, names), rollout)
-        ours = peers.in_rows(peers.run_call(agent, names), rollout)
-        assert_close([ours[rollout.live]], [theirs[rollout.live]])
+            theirs = peers.run_package(agent, rollout)
+        assert_close([peers.run_call(agent, rollout)[rollout.live]], [theirs[rollout.live]])
 
 
-def test_every_block_has_a_test():
+def test_every_block_has_a_test_and_every_agent_a_row_of_conformance():
     tested = {agent.removesuffix(", its default") for agent in AGENTS}
     assert set(peers.calls()) == tested | {*PURE_JAX_RL, WHITENED, TENSORS}
+    head = "| agent | compared with | the call differs by | the agent differs from GAE by |"
+    assert [row[0] for row in pages.table("tests/README.md", head)] == list(AGENTS)
 
 
 # What was wrong on the page, or goes wrong without an error.
 
 
-@pytest.mark.parametrize(
-    ("agent", "call"), [("PureJaxRL, ppo_rnn.py", "PureJaxRL, ppo.py"), ("Stoix, rec_ppo", "PureJaxRL, ppo_rnn.py")]
-)
-def test_call_of_another_family_is_wrong(agent, call):
-    """Mava's `ff_*` store the flags of the step before; Stoix' `rec_ppo` has time limits in a flag of their own."""
-    rollout = rollouts_of(agent)[0]
-    names = peers.names_of(agent, rollout)
-    wrong = peers.run_call(call, names | {"config": {"GAMMA": 0.99, "GAE_LAMBDA": 0.95}})
-    wanted = peers.wanted(agent, rollout)
-    assert np.abs(wrong - wanted).max() > 2 * np.sqrt(np.mean(wanted**2))
-
-
 def test_gradient_of_the_critic_in_the_loss_of_brax():
     """Brax calls its estimator inside the loss; without `stop_gradient`, the gradient is wrong."""
-    names = peers.names_of("Brax", rollouts_of("Brax")[0])
+    rollout, _ = rollouts_of("Brax")
+    names = peers.names_of("Brax", rollout)
 
     def gradient(block):
         def loss(values):
@@ -91,7 +77,7 @@ def test_gradient_of_the_critic_in_the_loss_of_brax():
 
         return jax.grad(loss)(jnp.asarray(names["values"]))
 
-    advantages = peers.run_call("Brax", names)
+    advantages = peers.run_call("Brax", rollout)
     wanted = -2 * advantages / advantages.size
     assert_close([gradient(peers.calls()["Brax"])], [wanted])
     attached = gradient(peers.calls()["Brax"].replace("jax.lax.stop_gradient", ""))
@@ -111,41 +97,27 @@ def test_check_gae_names_the_flag_of_the_step_before(capsys):
 
 @pytest.mark.parametrize("agent", PURE_JAX_RL)
 def test_time_limits_in_purejaxrl(agent):
-    """The lines of the block run where it says, in a loop of that form: V(s) = sin(s), or of a recurrent sum."""
+    """The lines of the block on whole rollouts, with V(s) = sin(s), or the sine of s and the hidden state."""
     rollout, rng = peers.kind_of_rollout("final_values", 0, 0.99, 0.95), np.random.default_rng(0)
     in_env_step, after = peers.calls()[agent].split("# In the place of")
-    observations, finals = rng.normal(size=(65, 8)), rng.normal(size=(64, 8))
     recurrent, ends = "rnn" in agent, rollout.terminated | rollout.truncated
-
-    def critic(hidden, observation, reset):
-        hidden = recurrent * 0.5 * jnp.where(reset, 0, hidden) + jnp.float32(observation)
-        return hidden, jnp.sin(hidden)
+    hidden, final_obs = rng.normal(size=(2, *ends.shape)).astype(np.float32)
 
     def apply(params, *inputs):
         if not recurrent:
-            return None, critic(0.0, inputs[0], False)[1]
+            return None, jnp.sin(*inputs)
         hidden, (observation, reset) = inputs
-        hidden, value = critic(hidden, observation[0], reset[0])
-        return hidden, None, value[None]
+        return None, None, jnp.sin(jnp.where(reset, 0, hidden[None]) + observation)
 
-    network, hidden, last_done = SimpleNamespace(apply=apply), jnp.zeros(8), np.zeros(8, bool)
-    names = pages.imports(peers.PAGE) | {"network": network, "train_state": SimpleNamespace(params=None)}
-    batch, final_values = [], []
-    for observation, final, reward, terminated, done in zip(
-        observations[:-1], finals, rollout.rewards, rollout.terminated, ends, strict=True
-    ):
-        hidden, value = critic(hidden, observation, last_done)
-        info = {"terminated": terminated, "final_obs": final}
-        pages.run(in_env_step, names | {"hstate": hidden, "done": done, "info": info})
-        batch.append({"done": last_done if recurrent else done, "value": value, "reward": reward, "info": info})
-        final_values.append(critic(hidden, final, False)[1])
-        last_done = done
-    _, last_val = critic(hidden, observations[-1], last_done)
-    batch = SimpleNamespace(**jax.tree.map(lambda *rows: np.stack(rows), *batch))
-    names |= {"traj_batch": batch, "last_val": last_val, "last_done": last_done}
-    scope = pages.run(f"#{after}", names | {"config": {"GAMMA": 0.99, "GAE_LAMBDA": 0.95}})
-    values = np.concatenate([batch.value, last_val[None]])
-    wanted = oracle(**rollout.replace(values=values, final_values=np.stack(final_values)).arguments())
+    info = {"terminated": rollout.terminated, "final_obs": final_obs}
+    names = {"network": SimpleNamespace(apply=apply), "train_state": SimpleNamespace(params=None), "info": info}
+    pages.run(in_env_step, pages.imports(peers.PAGE) | names | {"hstate": hidden, "done": ends})
+    done = peers.HELPERS["before"](ends) if recurrent else ends
+    batch = SimpleNamespace(done=done, value=rollout.values[:-1], reward=rollout.rewards, info=info)
+    names = {"traj_batch": batch, "last_val": rollout.values[-1], "last_done": ends[-1]}
+    names["config"] = {"GAMMA": rollout.gamma, "GAE_LAMBDA": rollout.lambda_}
+    scope = pages.run(f"#{after}", pages.imports(peers.PAGE) | names)
+    wanted = oracle(**rollout.replace(final_values=np.sin(recurrent * hidden + final_obs)).arguments())
     assert_close([scope["advantages"], scope["targets"]], wanted)
 
 
@@ -167,13 +139,13 @@ def whiten(advantages, live, ddof):
 @pytest.mark.parametrize("agent", ["tunix", "skrl, JAX"])
 def test_swap_matches_definition_and_package(agent):
     """Both whiten the advantages; tunix returns them first."""
-    rollout = rollouts_of(agent)[0]
+    rollout, _ = rollouts_of(agent)
     x, live = SimpleNamespace(**peers.names_of(agent, rollout)), rollout.live
     advantages, targets = oracle(**rollout.arguments())
     if agent == "tunix":
-        package, ours, wanted = TUNIX, swap("tunix_gae"), [whiten(advantages, live, 1), targets]
+        package, ours, wanted = peers.TUNIX_GAE, swap("tunix_gae"), [whiten(advantages, live, 1), targets]
     else:
-        package, ours, wanted = SKRL, swap("skrl_gae"), [targets, whiten(advantages, live, 0)]
+        package, ours, wanted = peers.SKRL_GAE, swap("skrl_gae"), [targets, whiten(advantages, live, 0)]
     answers = [peers.in_rows(answer, rollout)[live] for answer in peers.call_by_name(ours, x)]
     assert_close(answers, [each[live] for each in wanted])
     whitening = {"normalize": normalize, "advantages": advantages, "mask": live}
@@ -199,10 +171,3 @@ def test_line_for_torch_tensors(dtype):
     tensor = torch.tensor([1, 0, 2], dtype=getattr(torch, dtype), requires_grad="float" in dtype)
     array = pages.run(peers.calls()[TENSORS], {"tensor": tensor})["array"]
     np.testing.assert_array_equal(array, np.array([1, 0, 2], np.float32), strict=True)
-
-
-def test_table_of_conformance_has_every_agent():
-    rows = pages.table(
-        "tests/README.md", "| agent | compared with | the call differs by | the agent differs from GAE by |"
-    )
-    assert [row[0] for row in rows] == list(AGENTS)

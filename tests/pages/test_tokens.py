@@ -1,7 +1,5 @@
 """Each recipe of examples/guides/tokens.md, run as printed inside jit, against its definition in float64 NumPy."""
 
-import contextlib
-import io
 import re
 
 import jax
@@ -12,8 +10,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from support import pages
 from support.meshes import make_mesh
-from support.recipes import PAGE, known_names, largest_difference, outputs_of, random_names
-from support.references import NUMBERS, RECIPES, returns_so_far
+from support.oracle import oracle
+from support.recipes import PAGE, known_names, largest_difference, random_names, wanted
+from support.references import NUMBERS, RECIPES, running_returns
 
 from gae_jax.testing import check_rollout
 
@@ -25,7 +24,6 @@ TURNS, LENGTHS = "One decay per turn", "λ by length, and another λ for the cri
 @pytest.mark.parametrize("heading", RECIPES)
 def test_recipe_matches_its_definition(heading, fast_compilation):
     assert max(largest_difference(heading, seed) for seed in range(3)) < TOLERANCE
-    assert all(x.dtype == (bool if name == "keep" else jnp.float32) for name, x in outputs_of(heading, 0).items())
 
 
 @pytest.mark.slow
@@ -63,24 +61,23 @@ def in_text(start):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_zigzag_layout_is_undone(kind):
     """Arrays in the layout, with the changes of the text around the recipe; without them the result is wrong."""
-    names, sharded = random_names(AXES, 0), known_names() | {"mesh": make_mesh(kind, dp=2, cp=4)}
-    want = RECIPES[AXES].reference(**names)["advantages"]
+    names, mesh = random_names(AXES, 0), make_mesh(kind, dp=2, cp=4)
     halves = np.split(np.arange(48), 8)
     positions = np.concatenate([x for i in range(4) for x in (halves[i], halves[7 - i])])
-    arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray)}
-    layout = {name: x[:, positions] if x.ndim == 2 else x for name, x in arrays.items()}
-    undo, redo = in_text("x[:, jnp"), in_text("advantages[:, pos")
+    undo, redo, known = in_text("x[:, jnp"), in_text("advantages[:, pos"), {"jnp": jnp, "positions": positions}
 
-    def advantages(arrays):
-        specs = {name: P("dp", "cp") if x.ndim == 2 else P("dp") for name, x in arrays.items()}
-        arrays = {name: jax.device_put(x, NamedSharding(sharded["mesh"], specs[name])) for name, x in arrays.items()}
-        return np.asarray(pages.run(pages.recipes(PAGE)[AXES], sharded | names | arrays | sharded)["advantages"])
+    def advantages(change):
+        arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray)}
+        for name, x in arrays.items():
+            x, axes = (change(x[:, positions]), P("dp", "cp")) if x.ndim == 2 else (x, P("dp"))
+            arrays[name] = jax.device_put(x, NamedSharding(mesh, axes))
+        return np.asarray(
+            pages.run(pages.recipes(PAGE)[AXES], known_names() | names | arrays | {"mesh": mesh})["advantages"]
+        )
 
-    known = {"jnp": jnp, "positions": positions}
-    undone = {name: eval(undo, known | {"x": x}) if x.ndim == 2 else x for name, x in layout.items()}
-    result = eval(redo, known | {"advantages": advantages(undone)})
-    np.testing.assert_allclose(result, want[:, positions], atol=TOLERANCE)
-    assert np.abs(advantages(layout) - want[:, positions]).max() > 0.1
+    want, undone = wanted(AXES, names)["advantages"][:, positions], advantages(lambda x: eval(undo, known | {"x": x}))
+    np.testing.assert_allclose(eval(redo, known | {"advantages": undone}), want, atol=TOLERANCE)
+    assert np.abs(advantages(lambda x: x) - want).max() > 0.1
 
 
 def test_turns_by_ids_may_adjoin_and_have_holes():
@@ -117,27 +114,24 @@ def test_deviation_of_returns_is_carried_over_rollouts():
         names = {"rewards": rewards[rows], "ends": ends[rows], "carry": carry, "gamma": NUMBERS["gamma"]}
         result = pages.run(pages.recipes(PAGE)["Reward scaling"], known_names() | names)
         carry = result["carry"]
-        deviation = np.std(returns_so_far(rewards[: rows[-1] + 1], ends[: rows[-1] + 1]))
+        deviation = np.std(running_returns(rewards[: rows[-1] + 1], ends[: rows[-1] + 1]))
         np.testing.assert_allclose(result["scaled"], rewards[rows] / deviation, rtol=TOLERANCE)
 
 
-def test_check_gae_on_a_token_level_estimator():
+def test_check_gae_on_a_token_level_estimator(capsys):
     """The page's adapter, for an estimator that takes a tool's tokens for steps with reward and value 0."""
     (code,) = (x for x in pages.blocks(PAGE) if "check_gae" in x)
     text = pages.read(PAGE).replace("\n", " ")
     (mistake,) = re.findall("for example that a tool's tokens are (steps with reward and value 0)", text)
 
     def compute_gae(rewards, values, mask, gamma, lam):
-        rewards, values = np.where(mask, rewards, 0), np.where(mask, values, 0)
-        advantages, later, next_values = np.zeros_like(rewards), 0, 0
-        for t in reversed(range(rewards.shape[1])):
-            later = rewards[:, t] + gamma * next_values - values[:, t] + gamma * lam * later
-            advantages[:, t], next_values = later, values[:, t]
-        return np.where(mask, advantages, 0)
+        rewards, values = (np.where(mask, x, 0).T for x in (rewards, values))
+        none, parameters = np.zeros(rewards.shape), {"gamma": gamma, "lambda_": lam}
+        advantages, _ = oracle(rewards, values, none, bootstrap_value=none[0], **parameters)
+        return np.where(mask, advantages.T, 0)
 
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        pages.run(code, {"compute_gae": compute_gae})
-    assert re.search(rf"padding at the end +right.*\n.*a tool's tokens .*{mistake}", printed.getvalue())
+    pages.run(code, {"compute_gae": compute_gae})
+    assert re.search(rf"padding at the end +right.*\n.*a tool's tokens .*{mistake}", capsys.readouterr().out)
 
 
 # The example.

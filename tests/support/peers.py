@@ -66,35 +66,16 @@ def parts(rollout: Rollout) -> Names:
     return names | numbers | {"self": agent, "args": agent, "agent": agent}
 
 
-def batch(**arrays):
-    return namedtuple("Batch", arrays)(**arrays)
-
-
-def before(flags):
-    """The flags of the step before each row."""
-    return np.concatenate([np.ones_like(flags[:1]), flags[:-1]])
-
-
-def next_row(array):
-    """[N, T + 1], each row in the place of the next; the first is not read."""
-    return np.concatenate([np.full_like(array[:1], 9), array]).T
-
-
-def column(array):
-    """[T, N, 1]."""
-    return array[..., None]
-
-
-def path(array):
-    """One worker after another in one axis."""
-    return array.T.ravel()
-
-
-def q_values(values):
-    """Of three actions, with these values as maxima; arrays of JAX, as in a jitted agent."""
-    return jnp.stack([values - 1, values, values - 2], -1)
-
-
+HELPERS = {  # the functions that STORED calls
+    "batch": lambda **arrays: namedtuple("Batch", arrays)(**arrays),
+    "before": lambda flags: np.concatenate([np.ones_like(flags[:1]), flags[:-1]]),  # of the step before each row
+    "next_row": lambda x: (
+        np.concatenate([np.full_like(x[:1], 9), x]).T
+    ),  # [N, T + 1], each row in the place of the next
+    "column": lambda x: x[..., None],
+    "path": lambda x: x.T.ravel(),  # one worker after another
+    "q_values": lambda v: jnp.stack([v - 1, v, v - 2], -1),  # of three actions; arrays of JAX, as in a jitted agent
+}
 BRAX = "truncation, termination = np.float32(truncated), np.float32(terminated);"
 BRAX += "rewards, values, bootstrap_value = r, v, last"
 SKRL = "rewards, values, last_values, terminated, truncated, final_values ="
@@ -183,7 +164,7 @@ AGENTS = {agent: kind for kind, agents in STORED.items() for agent in agents}
 
 def names_of(agent: str, rollout: Rollout) -> Names:
     """What the agent has at the call of its estimator, by name."""
-    return pages.run(STORED[AGENTS[agent]][agent], globals() | parts(rollout))
+    return pages.run(STORED[AGENTS[agent]][agent], HELPERS | {"np": np, "jnp": jnp} | parts(rollout))
 
 
 # What the blocks must compute: GAE, unless there is a formula. It is `td_errors[t] + decays[t] * (the same at t + 1)`,
@@ -250,13 +231,14 @@ def block_of(agent: str) -> str:
     return first + found[agent.removesuffix(", its default")]
 
 
-def run_call(agent: str, names: Names, inside_jit: bool = False) -> Any:
-    """The advantages of the block, or the targets if it has only these."""
-    block = block_of(agent)
+def run_call(agent: str, rollout: Rollout, inside_jit: bool = False) -> np.ndarray:
+    """The advantages of the block, or the targets if it has only these, [T, N]."""
+    block, names = block_of(agent), names_of(agent, rollout)
     answer = "advantages" if "advantages" in block else "targets"
     arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | jax.Array) or hasattr(x, "_fields")}
     call = jax.jit if inside_jit else lambda function: function
-    return call(lambda arrays: pages.run(block, names | pages.imports(PAGE) | arrays)[answer])(arrays)
+    results = call(lambda arrays: pages.run(block, names | pages.imports(PAGE) | arrays)[answer])(arrays)
+    return in_rows(results, rollout)
 
 
 def in_rows(x: Any, rollout: Rollout) -> np.ndarray:
@@ -288,10 +270,10 @@ def as_peers_want():
         yield
 
 
-def run_package(agent: str, names: Names) -> np.ndarray:
-    """The advantages, or targets, of the package's own function."""
+def run_package(agent: str, rollout: Rollout) -> np.ndarray:
+    """The advantages, or targets, of the package's own function, [T, N]."""
     with as_peers_want():
-        return np.asarray(PACKAGES[agent][1](SimpleNamespace(**names)))
+        return in_rows(np.asarray(PACKAGES[agent][1](SimpleNamespace(**names_of(agent, rollout)))), rollout)
 
 
 def call_by_name(function: Any, x: Any, array: Any = jnp.asarray) -> Any:
@@ -313,10 +295,6 @@ def ask_torch(function: str, x: Any) -> Any:
 def rlax_advantages(r_t, discount_t, lambda_, values):
     one_worker = load("rlax").truncated_generalized_advantage_estimation
     return jax.vmap(one_worker, (1, 1, None, 1), 1)(*map(jnp.asarray, (r_t, discount_t, lambda_, values)))
-
-
-def brax_outputs(**names):
-    return ask("brax.training.agents.ppo.losses:compute_gae", SimpleNamespace(**names))
 
 
 def sb3_buffer(x, kind=None):
@@ -346,6 +324,11 @@ def tianshou_advantages(x):
 
 
 TORCHRL = "torchrl.objectives.value.functional"
+BRAX_GAE, SKRL_GAE = "brax.training.agents.ppo.losses:compute_gae", "skrl.agents.jax.ppo.ppo:_compute_gae"
+TUNIX_GAE, VERL_GAE = (
+    "tunix.rl.algo_core:compute_gae_advantages",
+    "verl.trainer.ppo.core_algos:compute_gae_advantage_return",
+)
 PACKAGES = {  # the distribution, and its answer
     "rejax": ("rejax", lambda x: load("rejax").PPO.calculate_gae(x.self, x.trajectories, x.last_val)[0]),
     "stable-baselines3": ("stable-baselines3", lambda x: sb3_buffer(x).advantages),
@@ -354,12 +337,12 @@ PACKAGES = {  # the distribution, and its answer
         "rsl-rl-lib",
         lambda x: rsl_rl_advantages(x, x.rewards + x.gamma * x.values * x.time_outs, x.values, x.dones),
     ),
-    "Brax": ("brax", lambda x: brax_outputs(**vars(x))[0] - x.values),
-    "Brax, its own advantages": ("brax", lambda x: brax_outputs(**vars(x))[1]),
+    "Brax": ("brax", lambda x: ask(BRAX_GAE, x)[0] - x.values),
+    "Brax, its own advantages": ("brax", lambda x: ask(BRAX_GAE, x)[1]),
     "tianshou": ("tianshou", tianshou_advantages),
     "torchrl": ("torchrl", lambda x: ask_torch(f"{TORCHRL}:generalized_advantage_estimate", x)[0]),
-    "skrl, JAX": ("skrl", lambda x: ask("skrl.agents.jax.ppo.ppo:_compute_gae", x)[0] - x.values),
-    "skrl, JAX, its default": ("skrl", lambda x: ask("skrl.agents.jax.ppo.ppo:_compute_gae", x)[0] - x.values),
+    "skrl, JAX": ("skrl", lambda x: ask(SKRL_GAE, x)[0] - x.values),
+    "skrl, JAX, its default": ("skrl", lambda x: ask(SKRL_GAE, x)[0] - x.values),
     "EvoRL": ("evorl-jax", lambda x: ask("evorl.utils.rl_toolkits:compute_gae", x)[1]),
     "rlax": ("rlax", lambda x: rlax_advantages(x.r_t, x.discount_t, x.lambda_, x.values)),
     "rlax.lambda_returns": (
@@ -367,6 +350,6 @@ PACKAGES = {  # the distribution, and its answer
         lambda x: jax.vmap(load("rlax").lambda_returns, (1, 1, 1, None), 1)(x.r_t, x.discount_t, x.v_t, x.lambda_),
     ),
     "rejax, PQN": ("rejax", lambda x: load("rejax").PQN.calculate_targets(x.self, x.trajectories, x.max_last_q)),
-    "verl": ("verl", lambda x: ask_torch("verl.trainer.ppo.core_algos:compute_gae_advantage_return", x)[1] - x.values),
-    "tunix": ("google-tunix", lambda x: ask("tunix.rl.algo_core:compute_gae_advantages", x)[1] - x.values),
+    "verl": ("verl", lambda x: np.asarray(ask_torch(VERL_GAE, x)[1]) - x.values),
+    "tunix": ("google-tunix", lambda x: ask(TUNIX_GAE, x)[1] - x.values),
 }

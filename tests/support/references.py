@@ -1,4 +1,4 @@
-"""What each recipe of examples/guides/tokens.md computes: float64 NumPy, sums over later rows, no recursion.
+"""What each recipe of examples/guides/tokens.md computes: float64 NumPy, sums over later rows.
 
 `RECIPES` maps the heading of a recipe to a function from a random generator to the names that the recipe uses (and
 others), to a function from those names to its outputs, and to a mistake: what is printed, and what stands there in
@@ -6,7 +6,7 @@ its place.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ NUMBERS = {"gamma": 0.97, "lambda_": 0.9}
 
 class Recipe(NamedTuple):
     names: Callable[[np.random.Generator], Names]
-    reference: Callable[..., Names]
+    reference: Callable[[Any], Names]  # of a namespace
     printed: str
     instead: str
 
@@ -60,10 +60,10 @@ def tokens(rng: np.random.Generator) -> Names:
 
 def at_last_tokens(mask: np.ndarray, flags: np.ndarray | bool) -> np.ndarray:
     """The flag of each sample at its last chosen token, False elsewhere."""
-    result, flags = np.zeros_like(mask), np.broadcast_to(flags, len(mask))
-    for sample in np.flatnonzero(mask.any(axis=1)):
-        result[sample, np.flatnonzero(mask[sample])[-1]] = flags[sample]
-    return result
+    result = np.zeros_like(mask)
+    for last, chosen in zip(result, mask, strict=True):
+        last[np.flatnonzero(chosen)[-1:]] = True
+    return result & np.reshape(flags, (-1, 1))
 
 
 def tool_tokens(rng: np.random.Generator) -> Names:
@@ -121,116 +121,102 @@ def chunks(rng: np.random.Generator) -> Names:
 def second_rollout(rng: np.random.Generator) -> Names:
     """A rollout, and the carry of the rollout before it, whose rewards are kept for the reference."""
     rewards, ends = 5 * floats(rng, 80, 4) + np.float32(2), rng.random((80, 4)) < 0.1
-    earlier = returns_so_far(rewards, ends)[:40]
-    moments = (np.asarray(x, np.float32) for x in (earlier.size, earlier.mean(), earlier.var()))
-    carry = (np.where(ends[39], 0, earlier[-1]).astype(np.float32), *moments)
+    earlier = running_returns(rewards, ends)[:40]
+    carry = np.where(ends[39], 0, earlier[-1]), earlier.size, earlier.mean(), earlier.var()
+    carry = tuple(np.asarray(x, np.float32) for x in carry)
     return NUMBERS | {"rewards": rewards[40:], "ends": ends[40:], "carry": carry, "whole": (rewards, ends)}
 
 
-# References: language models.
+# GAE of arguments that the recipe makes: `x` has the names, `changes` are the arguments that are not among them.
 
 
-def outputs(advantages, targets, mask: Any = True):
+def definition(x: Any, **changes: Any) -> Names:
     """The target of a masked row is not part of the definition."""
-    return {"advantages": advantages, "targets": np.where(mask, targets, np.nan)}
+    names, given = ("rewards", "values", "terminated", "gamma", "lambda_"), vars(x) | changes
+    advantages, targets = oracle(**{name: given[name] for name in names} | changes)
+    return {"advantages": advantages, "targets": np.where(changes.get("mask", True), targets, np.nan)}
 
 
-def of_tokens(rewards, values, mask, terminated, last_values, gamma, lambda_, **_):
-    """Every sample by itself, without the tokens that were not chosen."""
-    how = {"gamma": gamma, "lambda_": np.transpose(lambda_), "bootstrap_value": last_values}
-    advantages, targets = oracle(rewards.T, values.T, terminated.T, mask=mask.T, **how)
-    return outputs(advantages.T, targets.T, mask)
+def of_tokens(x, **changes):
+    """Of samples [N, S], without the tokens that were not chosen."""
+    arguments = ("rewards", "values", "terminated", "mask", "lambda_")
+    arrays = {name: np.transpose(changes.pop(name, vars(x)[name])) for name in arguments}
+    results = definition(x, **arrays | {"bootstrap_value": x.last_values} | changes)
+    return {name: result.T for name, result in results.items()}
 
 
-def before_each_token(c, lengths, **_):
-    last_values = np.array([row[n - 1] for row, n in zip(c, lengths, strict=True)])
-    return {"values": np.array([[0, *row[:-1]] for row in c]), "last_values": last_values}
-
-
-def kl_rewards(mask, last, log_probs, ref_log_probs, scores, beta, **_):
-    rewards = beta * (np.float64(ref_log_probs) - log_probs)
-    for sample, row in np.argwhere(last):
-        rewards[sample, row] += scores[sample]
-    return {"rewards": np.where(mask, rewards, np.nan)}
-
-
-def of_sequences(rewards, values, cu_seqlens, **numbers):
+def of_sequences(x):
     """Every sequence by itself; nothing of value follows its last token."""
-    rows = [np.arange(*bounds) for bounds in itertools.pairwise(cu_seqlens)]
-    results = [oracle(rewards[i], values[i], 0 * i, bootstrap_value=0.0, **numbers) for i in rows]
-    advantages, targets = np.concatenate([np.stack(x) for x in results], axis=1)
-    return outputs(advantages, targets)
+    rows = [np.arange(*bounds) for bounds in itertools.pairwise(x.cu_seqlens)]
+    each = [oracle(x.rewards[i], x.values[i], 0 * i, bootstrap_value=0.0, **NUMBERS) for i in rows]
+    return dict(zip(("advantages", "targets"), np.concatenate([np.stack(one) for one in each], axis=1), strict=True))
 
 
-def of_segments(mask, segment_ids, **names):
+def of_segments(x):
     """Every segment by itself: a sum of results that are 0 outside the segment."""
-    names |= {"last_values": np.zeros(8)}
-    each = [mask & (segment_ids == i) for i in range(1, 5)]
-    results = [of_tokens(**names | {"mask": x, "terminated": at_last_tokens(x, True)}) for x in each]
-    return {name: np.where(mask, sum(np.nan_to_num(x[name]) for x in results), np.nan) for name in results[0]}
+    masks = [x.mask & (x.segment_ids == i) for i in range(1, 5)]
+    each = [of_tokens(x, mask=m, terminated=at_last_tokens(m, True), bootstrap_value=np.zeros(8)) for m in masks]
+    return {k: np.where(x.mask, sum(np.nan_to_num(one[k]) for one in each), np.nan) for k in each[0]}
 
 
-def of_padded_segments(rewards, values, terminated, lengths, gamma, lambda_, **_):
+def of_padded_segments(x):
     """Each alone, without the padding."""
-    advantages, targets = np.zeros(rewards.shape), np.zeros(rewards.shape)
-    for n, k in enumerate(lengths):
-        one = oracle(rewards[:k, n], values[: k + 1, n], terminated[:k, n], gamma=gamma, lambda_=lambda_)
-        advantages[:k, n], targets[:k, n] = one
-    return outputs(advantages, targets, np.arange(len(rewards))[:, None] < lengths)
-
-
-def spans(mask: np.ndarray, ends: np.ndarray) -> Iterator[tuple[Any, Any]]:
-    """Each own step of one worker, and the row behind the last one that it answers for."""
-    start = 0
-    for stop in [*(np.flatnonzero(ends) + 1), len(mask)]:  # the episodes
-        yield from itertools.pairwise([*(start + np.flatnonzero(mask[start:stop])), stop])
-        start = stop
+    results = {"advantages": np.zeros(x.rewards.shape), "targets": np.full(x.rewards.shape, np.nan)}
+    for n, k in enumerate(x.lengths):
+        arrays = {"rewards": x.rewards[:k, n], "values": x.values[: k + 1, n], "terminated": x.terminated[:k, n]}
+        for name, one in definition(x, **arrays).items():
+            results[name][:k, n] = one
+    return results
 
 
 def arrived(x: np.ndarray, mask: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The sum of x [T, N] over the rows that each own step answers for."""
+    """The sum of x [T, N] over each own step and the rows behind it, before the next one in the same episode."""
     sums = np.zeros(mask.shape)
     for n in range(mask.shape[1]):
-        for i, j in spans(mask[:, n], ends[:, n]):
-            sums[i, n] = np.nansum(x[i:j, n], dtype=np.float64)
+        own = None
+        for t in range(len(mask)):
+            own = t if mask[t, n] else own
+            if own is not None:
+                sums[own, n] += np.nan_to_num(x[t, n])
+            own = None if ends[t, n] else own
     return sums
 
 
-def of_turns(rewards, values, mask, terminated, **names):
+def moved(x):
+    """Final values count where the row is truncated."""
+    arrays = {"rewards": x.rewards, "terminated": x.terminated, "truncated": x.truncated}
+    arrays["final_values"] = np.where(x.truncated, x.final_values, 0)
+    return {name: arrived(array, x.mask, x.terminated | x.truncated) for name, array in arrays.items()}
+
+
+def of_turns(x):
     """A rollout of turns: the sum of what arrives before the next turn or the end, the value at their first token."""
-    first = mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
-    rewards, ends = (arrived(x.T, first.T, terminated.T).T for x in (rewards, terminated))
-    of_first = of_tokens(rewards, values, first, ends > 0, **names)["advantages"]
-    turn = np.cumsum(first, axis=1)
-    same = (turn[:, :, None] == turn[:, None]) & first[:, None]  # the first token of the turn of each token
-    return {"turn_advantages": np.where(mask, (same * of_first[:, None]).sum(axis=2), 0)}
+    first = x.mask & ~np.pad(x.mask, ((0, 0), (1, 0)))[:, :-1]
+    rewards, ends = (arrived(array.T, first.T, x.terminated.T).T for array in (x.rewards, x.terminated))
+    of_first = of_tokens(x, rewards=rewards, terminated=ends, mask=first)["advantages"]
+    results = np.zeros(x.mask.shape)
+    for n, token in np.argwhere(x.mask):
+        results[n, token] = of_first[n, np.flatnonzero(first[n, : token + 1])[-1]]
+    return {"turn_advantages": results}
 
 
-def of_two_levels(rewards, values, mask, gamma, lambda_, turn_gamma, **names):
+def of_two_levels(x):
     """The last token of a turn has the advantage over turns; the tokens before it, the sum of the turn's TD errors."""
-    last = mask & ~np.pad(mask, ((0, 0), (0, 1)))[:, 1:]
-    over_turns = of_tokens(rewards, values, last, gamma=turn_gamma, lambda_=lambda_, **names)["advantages"]
-    advantages, rewards, values = np.zeros(mask.shape), rewards.astype(float), values.astype(float)
-    for n, token in np.argwhere(mask):
+    last = x.mask & ~np.pad(x.mask, ((0, 0), (0, 1)))[:, 1:]
+    over_turns = of_tokens(x, mask=last, gamma=x.turn_gamma)["advantages"]
+    advantages, rewards, values = np.zeros(last.shape), x.rewards.astype(float), x.values.astype(float)
+    for n, token in np.argwhere(x.mask):
         end = token + np.argmax(last[n, token:])
-        deltas = rewards[n, token:end] + gamma * values[n, token + 1 : end + 1] - values[n, token:end]
-        advantages[n, token] = np.dot((gamma * lambda_) ** np.arange(end - token + 1), [*deltas, over_turns[n, end]])
-    return outputs(advantages, advantages + values, mask)
+        deltas = rewards[n, token:end] + x.gamma * values[n, token + 1 : end + 1] - values[n, token:end]
+        powers = (x.gamma * x.lambda_) ** np.arange(end - token + 1)
+        advantages[n, token] = np.dot(powers, [*deltas, over_turns[n, end]])
+    return {"advantages": advantages, "targets": advantages + values}
 
 
-def of_lengths(mask, alpha, lambda_, **names):
-    by_length = np.array([[max(0.0, 1 - 1 / (alpha * max(row.sum(), 1)))] for row in mask])
-    policy, critic = of_tokens(mask=mask, lambda_=by_length, **names), of_tokens(mask=mask, lambda_=1.0, **names)
+def of_lengths(x):
+    by_length = [[max(0.0, 1 - 1 / (x.alpha * max(row.sum(), 1)))] for row in x.mask]
+    policy, critic = of_tokens(x, lambda_=by_length), of_tokens(x, lambda_=1.0)
     return {"policy_advantages": policy["advantages"], "critic_targets": critic["targets"]}
-
-
-def normalized_returns(rewards, mask, gamma, **_):
-    """The discounted sum of the later rewards of the sample."""
-    returns = np.full(mask.shape, np.nan)
-    for sample, row in np.argwhere(mask):
-        later = rewards[sample, row:][mask[sample, row:]].astype(float)
-        returns[sample, row] = np.dot(gamma ** np.arange(len(later)), later)
-    return {"advantages": standardized(returns, mask, ddof=1)}
 
 
 def standardized(x, mask, ddof=0):
@@ -238,189 +224,170 @@ def standardized(x, mask, ddof=0):
     return np.where(mask, (x - np.mean(x[mask])) / np.std(x[mask], ddof=ddof), 0)
 
 
-def of_whole_batch(**names):
-    results = of_tokens(**names)
-    return results | {"advantages": standardized(results["advantages"], names["mask"])}
+def normalized_returns(x):
+    returns = of_tokens(x, values=np.zeros(x.mask.shape), lambda_=1.0, bootstrap_value=np.zeros(8))["advantages"]
+    return {"advantages": standardized(returns, x.mask, ddof=1)}
 
 
-# References: players, agents and several rewards.
+def of_whole_batch(x):
+    results = of_tokens(x)
+    return results | {"advantages": standardized(results["advantages"], x.mask)}
 
 
-def moved(terminated, truncated, mask, **names):
-    arrays = {name: names[name] for name in ("rewards", "final_values")} | {"terminated": terminated}
-    arrays |= {"truncated": truncated, "final_values": np.where(truncated, arrays["final_values"], 0)}
-    return {name: arrived(x, mask, terminated | truncated) for name, x in arrays.items()}
-
-
-def of_players(rewards, values, terminated, player, gamma, lambda_, **_):
+def of_players(x):
     """Each player is alone with its own moves, and with all that arrives before its next one."""
-    own = player[..., None] == np.arange(3)
-    own_rewards = [arrived(rewards[..., p], own[..., p], terminated) for p in range(3)]
-    ends = [arrived(terminated, own[..., p], terminated) for p in range(3)]
-    arrays = np.stack(own_rewards, axis=-1), values, np.stack(ends, axis=-1)
-    return outputs(*oracle(*arrays, mask=own, gamma=gamma, lambda_=lambda_), own)
+    own = x.player[..., None] == np.arange(3)
+    rewards = [arrived(x.rewards[..., p], own[..., p], x.terminated) for p in range(3)]
+    ends = [arrived(x.terminated, own[..., p], x.terminated) for p in range(3)]
+    return definition(x, rewards=np.stack(rewards, -1), terminated=np.stack(ends, -1), mask=own)
 
 
-def of_two_players(rewards, values, terminated, player, gamma, lambda_, **_):
+def of_two_players(x):
     """The whole rollout in the view of each player, of which each keeps the rows in which it moved."""
-    views = [np.where(player == p, 1, -1) for p in range(2)]
-    both = [oracle(view[:-1] * rewards, view * values, terminated, gamma=gamma, lambda_=lambda_) for view in views]
-    return outputs(*(np.where(player[:-1] == 0, *each) for each in zip(*both, strict=True)))
+    views = [np.where(x.player == p, 1, -1) for p in range(2)]
+    first, second = (definition(x, rewards=view[:-1] * x.rewards, values=view * x.values) for view in views)
+    return {name: np.where(x.player[:-1] == 0, first[name], second[name]) for name in first}
 
 
-def of_mortal_agents(rewards, values, alive, died, done, gamma, lambda_, **_):
-    advantages, targets = oracle(rewards, values, died | done[..., None], mask=alive, gamma=gamma, lambda_=lambda_)
-    normalized = [standardized(advantages[..., i], alive[..., i]) for i in range(3)]
-    return outputs(advantages, targets, alive) | {"normalized": np.stack(normalized, axis=-1)}
+def of_mortal_agents(x):
+    results = definition(x, terminated=x.died | x.done[..., None], mask=x.alive)
+    normalized = [standardized(results["advantages"][..., i], x.alive[..., i]) for i in range(3)]
+    return results | {"normalized": np.stack(normalized, axis=-1)}
 
 
-def of_team(team_rewards, values, done, gamma, lambda_, **_):
-    each = [oracle(team_rewards, values[..., i], done, gamma=gamma, lambda_=lambda_) for i in range(3)]
-    return outputs(*(np.stack(x, axis=-1) for x in zip(*each, strict=True)))
+def of_team(x):
+    return definition(x, rewards=np.stack([x.team_rewards] * 3, axis=-1), terminated=np.stack([x.done] * 3, axis=-1))
 
 
-def of_channels(rewards, values, done, episodic, gammas, weights, lambda_, **_):
-    ends = [done & x for x in episodic]
-    each = [oracle(rewards[..., k], values[..., k], ends[k], gamma=gammas[k], lambda_=lambda_)[0] for k in range(3)]
-    return {"advantages": np.stack(each, axis=-1) @ np.float64(weights)}
+def of_channels(x):
+    ends = np.stack([x.done & episodic for episodic in x.episodic], axis=-1)
+    return {"advantages": definition(x, terminated=ends, gamma=x.gammas)["advantages"] @ np.float64(x.weights)}
 
 
-# References: means of n-step returns, and other estimators.
-
-
-def each_worker(fn: Callable[..., list[float]], *arrays: np.ndarray) -> np.ndarray:
-    """Calls `fn` with the columns of the arrays [T, N], in float64 where they are floats."""
-    wide = [x if x.dtype == bool else x.astype(float) for x in arrays]
-    return np.stack([fn(*(x[:, n] for x in wide)) for n in range(arrays[0].shape[1])], axis=1)
-
-
-def rows_left(ends: np.ndarray, t: int) -> np.ndarray:
-    """Row t and the rows after it to the end of the episode, or of the rollout."""
-    later = np.flatnonzero(ends[t:])
-    return np.arange(t, t + later[0] + 1 if len(later) else len(ends))
-
-
-def behind_each_row(values, terminated, truncated=False, final_values=0.0):
-    """The value that the row bootstraps from, if the sum ends there."""
-    return np.where(terminated, 0, np.where(truncated, final_values, values[1:]))
-
-
-def mean_of_returns(weights_of, rewards, behind, ends, gamma):
-    """The mean of the returns of 1, 2, ... steps from row t with `weights_of(rows, worker)`."""
-
-    def one_worker(rewards, behind, ends, gamma, workers):
-        targets = []
-        for t in range(len(rewards)):
-            rows = rows_left(ends, t)
-            discounts = np.cumprod([1, *gamma[rows]])
-            returns = np.cumsum(discounts[:-1] * rewards[rows]) + discounts[1:] * behind[rows]
-            targets.append(np.dot(weights_of(rows, int(workers[0])), returns))
-        return targets
-
-    gamma, workers = (np.broadcast_to(x, rewards.shape) for x in (gamma, np.arange(rewards.shape[1])))
-    return each_worker(one_worker, rewards, behind, ends, gamma, workers)
-
-
-def lambda_weights(lambda_):
-    """(1 - λ) λ^(n-1); the longest return has the weight of all beyond it."""
-    return lambda rows, _: lambda_ ** np.arange(len(rows)) * np.where(rows == rows[-1], 1, 1 - lambda_)
-
-
-def lambda_returns(rewards, values, terminated, gamma, lambda_):
-    behind = behind_each_row(values, terminated)
-    targets = mean_of_returns(lambda_weights(lambda_), rewards, behind, terminated, gamma)
-    return outputs(targets - values[:-1], targets)
-
-
-def of_chunks(rewards, values, ends, gamma, lambda_):
+def of_chunks(x):
     """Each decision lasts to the first end within its chunk."""
     sums, durations = np.zeros((2, 40, 4))
     for t, n in np.ndindex(40, 4):
-        rows = rows_left(ends[t, :, n], 0)
-        sums[t, n], durations[t, n] = np.dot(gamma**rows, rewards[t, rows, n]), len(rows)
-    return lambda_returns(sums, values, ends.any(axis=1), gamma**durations, lambda_)
+        steps = rows_left(x.ends[t], 0, n)
+        sums[t, n], durations[t, n] = np.dot(x.gamma**steps, x.rewards[t, steps, n]), len(steps)
+    return definition(x, rewards=sums, terminated=x.ends.any(axis=1), gamma=x.gamma**durations)
 
 
-def where_valued(rewards, values, terminated, has_value, gamma, lambda_, **_):
+def with_normalized_values(x):
+    results = definition(x, values=x.mean + x.deviation * np.float64(x.values))
+    return results | {"normalized_targets": (results["targets"] - x.mean) / x.deviation}
+
+
+def of_probabilities(x):
+    return definition(x, terminated=x.p < 0, gamma=x.gamma * (1 - np.float64(x.p)))
+
+
+def average_reward(x):
+    return definition(x, rewards=np.float64(x.rewards) - x.rho, gamma=1.0)
+
+
+def peng(x):
+    """A dropped row has no target."""
+    targets = definition(x, values=np.max(x.q_values, axis=-1), truncated=x.truncated)["targets"]
+    return {"targets": np.where(x.truncated, np.nan, targets), "keep": (~x.truncated).astype(float)}
+
+
+# Other definitions.
+
+
+def before_each_token(x):
+    last_values = np.array([row[n - 1] for row, n in zip(x.c, x.lengths, strict=True)])
+    return {"values": np.array([[0, *row[:-1]] for row in x.c]), "last_values": last_values}
+
+
+def kl_rewards(x):
+    rewards = x.beta * (np.float64(x.ref_log_probs) - x.log_probs)
+    for sample, row in np.argwhere(x.last):
+        rewards[sample, row] += x.scores[sample]
+    return {"rewards": np.where(x.mask, rewards, np.nan)}
+
+
+def running_returns(rewards: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The discounted sum of the rewards of the episode up to each row."""
+    returns, before = [], np.zeros(rewards.shape[1:])
+    for reward, end in zip(rewards, ends, strict=True):
+        returns.append(reward + NUMBERS["gamma"] * before)
+        before = np.where(end, 0, returns[-1])
+    return np.stack(returns)
+
+
+def of_running_deviation(x):
+    """The deviation of all returns of both rollouts, from their rewards."""
+    returns = running_returns(*x.whole)
+    return {"scaled": np.float64(x.rewards) / np.std(returns), "returns": returns[40:]}
+
+
+def rows_left(ends: np.ndarray, t: int, n: int) -> np.ndarray:
+    """Row t and the rows after it to the end of the episode of worker n, or of the rollout."""
+    later = np.flatnonzero(ends[t:, n])
+    return np.arange(t, t + later[0] + 1 if len(later) else len(ends))
+
+
+def for_each_row(of_rows: Callable[[np.ndarray, int], float], ends: np.ndarray) -> np.ndarray:
+    """`of_rows(rows, worker)` for the rows that are left from each row on."""
+    steps, workers = ends.shape
+    return np.array([[of_rows(rows_left(ends, t, n), n) for n in range(workers)] for t in range(steps)])
+
+
+def mean_of_returns(weights_of, x, values=None, truncated=False):
+    """The mean of the returns of 1, 2, ... steps from each row, with `weights_of(rows, worker)`."""
+    following = np.where(truncated, x.final_values, x.values[1:] if values is None else values[1:])
+    following = np.where(x.terminated, 0, following)
+
+    def of_rows(rows, n):
+        discounts = x.gamma ** np.arange(len(rows) + 1)
+        returns = np.cumsum(discounts[:-1] * x.rewards[rows, n]) + discounts[1:] * following[rows, n]
+        return np.dot(weights_of(rows, n), returns)
+
+    return for_each_row(of_rows, x.terminated | truncated)
+
+
+def where_valued(x):
     """The mean of the n-step returns that bootstrap from states with a value: the sum ends at each with 1 - λ."""
 
     def weights(rows, n):
-        stops = np.where(has_value[rows + 1, n], 1 - lambda_, 0)
+        stops = np.where(x.has_value[rows + 1, n], 1 - x.lambda_, 0)
         stops[-1] = 1  # the end of the episode, or of the rollout
         return stops * np.cumprod([1, *(1 - stops[:-1])])
 
-    behind = behind_each_row(np.nan_to_num(values), terminated)
-    targets = np.where(has_value[:-1], mean_of_returns(weights, rewards, behind, terminated, gamma), np.nan)
-    return outputs(targets - values[:-1], targets) | {"keep": has_value[:-1].astype(float)}
+    targets = mean_of_returns(weights, x, np.nan_to_num(x.values))
+    advantages, keep = targets - x.values[:-1], x.has_value[:-1]  # NaN without a value
+    return {"advantages": advantages, "targets": np.where(keep, targets, np.nan), "keep": keep.astype(float)}
 
 
-def with_normalized_values(rewards, values, mean, deviation, terminated, gamma, lambda_, **_):
-    results = lambda_returns(rewards, mean + deviation * np.float64(values), terminated, gamma, lambda_)
-    return results | {"normalized_targets": (results["targets"] - mean) / deviation}
-
-
-def returns_so_far(rewards: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The discounted sum of the rewards of the episode up to each row."""
-
-    def one_worker(rewards, ends):
-        starts = [0, *(np.flatnonzero(ends) + 1)]
-        episodes = [np.arange(max(x for x in starts if x <= t), t + 1) for t in range(len(rewards))]
-        return [np.dot(rewards[rows], NUMBERS["gamma"] ** (rows[-1] - rows)) for rows in episodes]
-
-    return each_worker(one_worker, rewards, ends)
-
-
-def of_running_deviation(rewards, whole, **_):
-    """The deviation of all returns of both rollouts, from their rewards."""
-    returns = returns_so_far(*whole)
-    return {"scaled": np.float64(rewards) / np.std(returns), "returns": returns[40:]}
-
-
-def of_probabilities(rewards, values, p, gamma, lambda_, **_):
-    return lambda_returns(rewards, values, np.zeros(p.shape, bool), gamma * (1 - np.float64(p)), lambda_)
-
-
-def peng(rewards, q_values, terminated, truncated, gamma, lambda_, **_):
-    """The sum of an episode ends before a dropped row, with the value in it; a dropped row has no target."""
-    best, ends = np.max(q_values, axis=-1), terminated | np.pad(truncated, ((0, 1), (0, 0)))[1:]
-    targets = mean_of_returns(lambda_weights(lambda_), rewards, behind_each_row(best, terminated), ends, gamma)
-    return {"targets": np.where(truncated, np.nan, targets), "keep": (~truncated).astype(float)}
-
-
-def retrace(rewards, q, expected_q, final_q, terminated, truncated, log_rhos, gamma, lambda_, **_):
+def retrace(x):
     """Munos et al., 2016, equation 4: Q plus the sum of later TD errors, each times the product of the c between."""
+    following = np.where(x.terminated, 0, np.where(x.truncated, x.final_q, x.expected_q[1:]))
+    delta = np.float64(x.rewards) + x.gamma * following - x.q
+    c = x.gamma * x.lambda_ * np.minimum(1, np.exp(np.float64(x.log_rhos)))
 
-    def one_worker(delta, q, ends, c):
-        rows_of = [rows_left(ends, t) for t in range(len(q))]
-        return [q[rows[0]] + np.dot(np.cumprod([1, *(gamma * c[rows[1:]])]), delta[rows]) for rows in rows_of]
+    def of_rows(rows, n):
+        return x.q[rows[0], n] + np.dot(np.cumprod([1, *c[rows[1:], n]]), delta[rows, n])
 
-    delta = np.float64(rewards) + gamma * behind_each_row(expected_q, terminated, truncated, final_q) - q
-    c = lambda_ * np.minimum(1, np.exp(np.float64(log_rhos)))
-    return {"targets": each_worker(one_worker, delta, q, terminated | truncated, c)}
+    return {"targets": for_each_row(of_rows, x.terminated | x.truncated)}
 
 
-def upgo(rewards, values, terminated, gamma, **_):
+def upgo(x):
     """The return up to the first later step that does worse than its value, with the value of the state before it."""
-    behind = behind_each_row(values, terminated)
-    worse = np.float64(rewards) + gamma * behind < values[:-1]
+    worse = np.float64(x.rewards) + x.gamma * np.where(x.terminated, 0, x.values[1:]) < x.values[:-1]
 
     def weights(rows, n):
         stop = next((i for i, row in enumerate(rows[1:]) if worse[row, n]), len(rows) - 1)
         return np.arange(len(rows)) == stop
 
-    targets = mean_of_returns(weights, rewards, behind, terminated, gamma)
-    return outputs(targets - values[:-1], targets)
+    targets = mean_of_returns(weights, x)
+    return {"advantages": targets - x.values[:-1], "targets": targets}
 
 
-def average_reward(rewards, values, terminated, rho, lambda_, **_):
-    return lambda_returns(np.float64(rewards) - rho, values, terminated, 1.0, lambda_)
-
-
-def with_renormalized_weights(rewards, values, terminated, truncated, final_values, gamma, lam, **_):
+def renormalized(x):
     """The mean of the n-step advantages with weights in proportion to λ^(n-1)."""
-    behind = behind_each_row(values, terminated, truncated, final_values)
-    powers = [lam ** np.arange(n) / np.sum(lam ** np.arange(n)) for n in range(len(rewards) + 1)]
-    return {"targets": mean_of_returns(lambda i, _: powers[len(i)], rewards, behind, terminated | truncated, gamma)}
+    powers = [x.lam ** np.arange(n) / np.sum(x.lam ** np.arange(n)) for n in range(len(x.rewards) + 1)]
+    return {"targets": mean_of_returns(lambda rows, _: powers[len(rows)], x, truncated=x.truncated)}
 
 
 FINITE = "jnp.where(mask | jnp.isfinite(rewards), rewards, 0)"
@@ -451,11 +418,6 @@ TABLE = {
     "Retrace": (steps, retrace, "terminated | truncated", "terminated, truncated"),
     "UPGO": (steps, upgo, ", -1, axis=0)", ", 0, axis=0)"),
     "Average reward": (steps, average_reward, "rewards - rho", "rewards"),
-    "Renormalized weights of a finite horizon": (
-        steps,
-        with_renormalized_weights,
-        "terminated | truncated",
-        "terminated",
-    ),
+    "Renormalized weights of a finite horizon": (steps, renormalized, "terminated | truncated", "terminated"),
 }
 RECIPES = {heading: Recipe(*row) for heading, row in TABLE.items()}
