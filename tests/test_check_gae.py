@@ -11,7 +11,7 @@ from gae_jax.testing import check_gae
 from gae_jax.testing._mistakes import cases
 
 LEAK, UNKNOWN, MASKED = "NaN leaks from unused data", "wrong, by no known mistake", "masked rows are not 0"
-TARGETS = "the targets are not A + V"
+TARGETS, BOTH, SWAPPED = "the targets are not A + V", "advantages and targets", "targets and advantages"
 
 
 def right(**case):
@@ -33,24 +33,6 @@ def test_gae_is_right():
     assert list(by_case(report)) == list(cases())
     assert str(report).count("right") == len(cases())
     assert report.not_taken == ()
-
-
-# Functions as people have them.
-
-
-def of_skrl(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
-    """The estimator of skrl in JAX: by default it does not read `truncated`; it returns the targets first."""
-    advantages, later, next_value = np.zeros_like(rewards), 0.0, bootstrap_value
-    for t in reversed(range(len(rewards))):
-        later = rewards[t] - values[t] + gamma * ~terminated[t] * (next_value + lambda_ * later)
-        advantages[t], next_value = later, values[t]
-    return advantages + values, (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-
-
-def test_skrl_has_two_mistakes_and_returns_the_targets_first():
-    report = check_gae(of_skrl)
-    assert mistakes(report) == {"normalized", "truncation does not cut; normalized"}
-    assert "the function returns targets and advantages, in this order" in str(report).splitlines()
 
 
 # What a report says.
@@ -186,18 +168,14 @@ def test_masked_rows_must_be_0():
 @pytest.mark.parametrize(
     ("change", "named", "returns"),
     [
-        (lambda a, v: (a, a + v), None, "advantages and targets"),
-        (lambda a, v: [a + v, a], None, "targets and advantages"),
-        (lambda a, v: gae_jax.GAEOutput(a, a + v), None, "advantages and targets"),
-        (lambda a, v: (a, a - v), TARGETS, "advantages and targets"),
-        (lambda a, v: (a, a), TARGETS, "advantages and targets"),
-        (lambda a, v: (np.clip(a, -1, 1), np.clip(a, -1, 1) + v), UNKNOWN, "advantages and targets"),
-        (lambda a, v: (a + v, gae_jax.normalize(a)), "normalized", "targets and advantages"),
-        (
-            lambda a, v: (gae_jax.normalize(a), gae_jax.normalize(a) + 2 * v),
-            f"normalized; {TARGETS}",
-            "advantages and targets",
-        ),
+        (lambda a, v: (a, a + v), None, BOTH),
+        (lambda a, v: [a + v, a], None, SWAPPED),
+        (lambda a, v: gae_jax.GAEOutput(a, a + v), None, BOTH),
+        (lambda a, v: (a, a - v), TARGETS, BOTH),
+        (lambda a, v: (a, a), TARGETS, BOTH),
+        (lambda a, v: (np.clip(a, -1, 1), np.clip(a, -1, 1) + v), UNKNOWN, BOTH),
+        (lambda a, v: (a + v, gae_jax.normalize(a)), "normalized", SWAPPED),
+        (lambda a, v: (gae_jax.normalize(a), gae_jax.normalize(a) + 2 * v), f"normalized; {TARGETS}", BOTH),
     ],
 )
 def test_takes_advantages_and_targets_in_either_order(change, named, returns):
@@ -245,6 +223,13 @@ def test_leaves_out_cases_with_arguments_that_the_function_does_not_take():
         )
 
     assert by_case(check_gae(of_tokens)) == dict.fromkeys(list(cases())[-2:])
+
+    def without_final_values(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
+        return multiplied(rewards, values, terminated, bootstrap_value, gamma, lambda_)
+
+    report = check_gae(without_final_values)
+    assert by_case(report)["time limits, rows dropped"] == "truncation does not cut"
+    assert report.not_taken == ("final_values", "mask")
     report = check_gae(without_ends)
     assert list(by_case(report)) == ["one piece of an episode"]
     assert str(report).splitlines()[-1].endswith(" them: terminated, truncated, final_values, mask")
@@ -266,25 +251,15 @@ def in_place(rewards, values, terminated, bootstrap_value, gamma, lambda_):
 
 
 def test_the_function_may_write_into_its_arguments():
-    before = {name: {k: np.copy(x) for k, x in case.items()} for name, case in cases().items()}
+    """The arrays of the cases are read-only."""
     assert check_gae(in_place).right
-    report = check_gae(in_place)
-    assert report.right
-    for verdict in report.verdicts:
-        for name, x in verdict.arguments.items():
-            np.testing.assert_array_equal(x, before[verdict.case][name])
 
 
 def test_tolerance_depends_on_the_dtype_of_the_result():
     def off(by, dtype):
         return lambda **case: (np.asarray(right(**case), np.float64) + by).astype(dtype) * case["mask"]
 
-    for dtype, tolerance in (
-        (np.float32, 1e-4),
-        (np.float64, 1e-4),
-        (jnp.float16, 8 * 2**-10),
-        (jnp.bfloat16, 8 * 2**-7),
-    ):
+    for dtype, tolerance in ((np.float32, 1e-4), (np.float64, 1e-4), (jnp.float16, 2**-7), (jnp.bfloat16, 2**-4)):
         assert check_gae(off(0.5 * tolerance, dtype)).right
         assert not check_gae(off(1.5 * tolerance, dtype)).right
     assert not check_gae(off(5e-5, np.float32), tolerance=1e-5).right
@@ -301,21 +276,17 @@ def test_refuses_tolerances_that_are_none(tolerance):
         check_gae(right, tolerance=str(tolerance))  # type: ignore[arg-type]
 
 
-def by_position(rewards, values, /, terminated, bootstrap_value, gamma, lambda_): ...
-def unknown_names(rewards, values, done, next_values, bootstrap_value, gamma, lambda_): ...
-def without_gamma(rewards, values, mask, lambda_): ...
-def without_lambda(rewards, values, terminated, bootstrap_value, gamma): ...
-def without_bootstrap(rewards, values, terminated, truncated, gamma, lambda_): ...
-
-
 @pytest.mark.parametrize(
     ("fn", "words"),
     [
-        (by_position, "positional.only"),  # Python's words, which depend on its version
-        (unknown_names, "missing a required argument: 'done'"),
-        (without_gamma, "got an unexpected keyword argument 'gamma'"),
-        (without_lambda, "got an unexpected keyword argument 'lambda_'"),
-        (without_bootstrap, "got an unexpected keyword argument 'bootstrap_value'"),
+        (
+            lambda rewards, values, /, terminated, bootstrap_value, gamma, lambda_: 0,
+            "positional.only",
+        ),  # Python's words, which depend on its version
+        (lambda rewards, values, done, bootstrap_value, gamma, lambda_: 0, "missing a required argument: 'done'"),
+        (lambda rewards, values, mask, lambda_: 0, "got an unexpected keyword argument 'gamma'"),
+        (lambda rewards, values, terminated, bootstrap_value, gamma: 0, "got an unexpected keyword argument 'lambda_'"),
+        (lambda rewards, values, terminated, gamma, lambda_: 0, "got an unexpected keyword argument 'bootstrap_value'"),
     ],
 )
 def test_says_what_the_function_must_take(fn, words):
