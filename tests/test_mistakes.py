@@ -181,6 +181,12 @@ def test_names_both_of_two_bugs(first, second):
     assert any(set((verdict.mistake or "").split("; ")) == {first, second} for verdict in report.verdicts)
 
 
+def test_names_masked_steps_that_are_standardized_as_zeros():
+    steps = "masked rows are steps with reward and value 0"
+    [verdict] = [x for x in check_gae(with_bugs(steps, "normalized")).verdicts if x.case == "masked rows"]
+    assert verdict.mistake == f"{steps}; normalized"
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 def test_names_bugs_in_narrow_dtypes(dtype):
     for name in BUGS:

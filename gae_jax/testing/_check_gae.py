@@ -41,7 +41,7 @@ class Verdict:
         flags = {"terminated": case["terminated"], "truncated": case["truncated"], "masked": ~case["mask"]}
         kinds = flags | {"in row T-1": row == len(row) - 1}
         for name, flag in flags.items():
-            reaches = kinds[f"in or before a {name} row"] = flag.copy()
+            reaches = kinds[f"in or before a {name} row"] = flag.copy()  # back to the end of the episode before
             for t in reversed(range(len(row) - 1)):
                 reaches[t] |= reaches[t + 1] & ~(case["terminated"] | case["truncated"])[t]
         kind = [f", all {name}" for name, rows in kinds.items() if not np.any(self.wrong & ~rows)][:1]
@@ -218,6 +218,7 @@ def _explanations(got: dict[str, np.ndarray], tolerance: float) -> list[Explanat
     best = set(sets[np.argmax(fits.sum(axis=0))])  # the first that explains most cases: it has the fewest mistakes
     explained = []
     for (name, x), fit in zip(got.items(), fits, strict=True):
+        # Of the sets that explain this case, subsets of the best one come first, then smaller ones.
         h = min(np.flatnonzero(fit), key=lambda h: (not set(sets[h]) <= best, len(sets[h])), default=None)
         unknown = UNKNOWN if np.isfinite(x[cases()[name]["mask"]]).all() else NOT_FINITE
         explained.append(((unknown,), x) if h is None else (sets[h], answers[name][h]))
@@ -238,7 +239,7 @@ def _leaks(
     last_row_ends = np.array([flags[live][-1] for flags, live in zip(ends.T, case["mask"].T, strict=True)])
     unused = {"rewards": masked, "values": masked, "final_values": masked | case["terminated"] | ~case["truncated"]}
     unused |= {"bootstrap_value": last_row_ends}
-    read = np.isfinite(got) & (case["mask"] | (got == 0))
+    read = np.isfinite(got) & (case["mask"] | (got == 0))  # a masked row that is not 0 is told as such
 
     def leaks(name: str) -> bool:
         with_nan = np.where(unused[name], np.float32(np.nan), case[name])
