@@ -141,6 +141,14 @@ def test_names_the_arguments_that_leak(name):
     assert not report.right
 
 
+def test_final_values_of_terminated_rows_are_unused():
+    def leaking(*, final_values=0.0, **case):
+        unused = np.where(case["terminated"] & case["truncated"] & case["mask"], 0 * final_values, 0)
+        return right(final_values=final_values, **case) + unused
+
+    assert by_case(check_gae(leaking))["both flags, values known"] == LEAK
+
+
 @pytest.mark.parametrize("x", [np.nan, np.inf, -np.inf])
 def test_nan_and_inf_are_no_leak_where_the_function_makes_them_itself(x):
     for fn in (
@@ -187,6 +195,14 @@ def test_takes_advantages_and_targets_in_either_order(change, named, returns):
         np.testing.assert_allclose(verdict.want, right(**verdict.arguments) + verdict.arguments["values"], rtol=1e-5)
         assert f"{verdict.case}: {verdict.wrong.sum()} of 24 rows are wrong" in str(report)
         assert not any(np.any(verdict.wrong & ~verdict.arguments["mask"]) for verdict in report.verdicts)
+
+
+def test_targets_may_have_one_of_two_mistakes():
+    def standardized_after(**case):
+        a = right(**case | {"lambda_": 1.0})
+        return a + case["values"], gae_jax.normalize(a)
+
+    assert mistakes(check_gae(standardized_after)) == {"λ is missing; normalized"}
 
 
 # What is passed to the function.

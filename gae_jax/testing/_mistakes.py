@@ -67,7 +67,7 @@ KNOBS = {  # what makes the reference wrong, beside other arguments
     "values_forward": False,  # V(s_{t-1}) for V(s_{t+1}), and V(s_T) in row 0
 }
 Estimator = Callable[[SimpleNamespace], np.ndarray]  # of C cases and the knobs: `[T, C, N]`, `[C, N]`, `[C, 1]` or one
-Change = Callable[[Estimator], Estimator]  # one way to make a mistake
+Change = Callable[[Estimator], Estimator]  # one way to make a mistake: a decorator of the reference
 
 
 def advantages(x: SimpleNamespace) -> np.ndarray:
