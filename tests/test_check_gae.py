@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from gae_jax.testing import check_gae
 from gae_jax.testing._mistakes import cases
 
 LEAK, UNKNOWN, MASKED = "NaN leaks from unused data", "wrong, by no known mistake", "masked rows are not 0"
-TARGETS = "the targets are not A + V"
+TARGETS, BOTH, SWAPPED = "the targets are not A + V", "advantages and targets", "targets and advantages"
 
 
 def right(**case):
@@ -36,116 +35,6 @@ def test_gae_is_right():
     assert report.not_taken == ()
 
 
-# Functions as people have them.
-
-
-def classic_scan(rewards, values, flags, bootstrap_value, last_flag, gamma, lambda_, *, of_the_step_before):
-    """The scan of PureJaxRL's `ppo.py`, or of its `ppo_rnn.py`, where row t has the flag of the step before."""
-
-    def step(carry, row):
-        later, next_value, next_flag = carry
-        reward, value, flag = row
-        goes_on = 1 - (next_flag if of_the_step_before else flag)
-        later = reward + gamma * next_value * goes_on - value + gamma * lambda_ * goes_on * later
-        return (later, value, flag), later
-
-    init = jnp.zeros_like(bootstrap_value), bootstrap_value, last_flag
-    return jax.lax.scan(step, init, (rewards, values, flags), reverse=True)[1]
-
-
-@pytest.mark.parametrize(
-    ("reads", "stored", "where_episodes_end", "at_time_limits"),
-    [
-        ("own", "own", None, "truncation as termination"),
-        ("before", "before", None, "truncation as termination"),
-        ("own", "before", "the flag of the step before", "truncation as termination; the flag of the step before"),
-        ("before", "own", "the flag of the step after", "truncation as termination; the flag of the step after"),
-    ],
-)
-def test_classic_scan(reads, stored, where_episodes_end, at_time_limits):
-    def adapter(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
-        done = jnp.float32(terminated | truncated)
-        flags = done if stored == "own" else jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
-        return classic_scan(
-            rewards, values, flags, bootstrap_value, done[-1], gamma, lambda_, of_the_step_before=reads == "before"
-        )
-
-    report = check_gae(adapter)
-    assert by_case(report) == {
-        "one piece of an episode": None,
-        "episodes that end": where_episodes_end,
-        "lambda_ = 0": where_episodes_end,
-        "ends in the first and the last row": where_episodes_end or LEAK,
-        "time limits, rows dropped": at_time_limits,
-        "both flags in one row": at_time_limits,
-    }
-    assert "right with finite numbers" in str(report) or where_episodes_end
-
-
-def of_skrl(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
-    """The estimator of skrl in JAX: by default it does not read `truncated`; it returns the targets first."""
-    advantages, later, next_value = np.zeros_like(rewards), 0.0, bootstrap_value
-    for t in reversed(range(len(rewards))):
-        later = rewards[t] - values[t] + gamma * ~terminated[t] * (next_value + lambda_ * later)
-        advantages[t], next_value = later, values[t]
-    return advantages + values, (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-
-
-def test_skrl_has_two_mistakes_and_returns_the_targets_first():
-    report = check_gae(of_skrl)
-    assert mistakes(report) == {"normalized", "truncation does not cut; normalized"}
-    assert "the function returns targets and advantages, in this order" in str(report).splitlines()
-
-
-def of_brax(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
-    losses = pytest.importorskip("brax.training.agents.ppo.losses")
-    arrays = map(jnp.asarray, (jnp.float32(truncated), jnp.float32(terminated), rewards, values, bootstrap_value))
-    return losses.compute_gae(*arrays, lambda_=lambda_, discount=gamma)
-
-
-def of_rlax(rewards, values, terminated, bootstrap_value, gamma, lambda_):
-    one_worker = pytest.importorskip("rlax").truncated_generalized_advantage_estimation
-    values = jnp.concatenate([values, bootstrap_value[None]])
-    return jax.vmap(one_worker, (1, 1, None, 1), 1)(
-        jnp.asarray(rewards), gamma * jnp.float32(~terminated), lambda_, values
-    )
-
-
-@pytest.mark.slow
-def test_rlax_is_right_and_the_advantages_of_brax_are_not():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        assert mistakes(check_gae(of_rlax)) == {LEAK}
-        report = check_gae(of_brax)
-    assert by_case(report)["episodes that end"] == "λ is missing on the first hop"
-    assert report.returns == ("targets", "advantages")
-    assert TARGETS not in str(report)  # its targets are those of GAE
-
-
-def of_tokens(token_rewards, values, response_mask, gamma, lam, *, skip, zeros=True):
-    """`[N, T]`, V(s_T) = 0. Skips masked tokens, or takes them for steps with reward and value 0."""
-    advantages, later, next_value = np.zeros_like(values), 0.0, 0.0
-    for t in reversed(range(values.shape[1])):
-        live = response_mask[:, t] | (not skip)
-        value = values[:, t] * response_mask[:, t]
-        a = token_rewards[:, t] * response_mask[:, t] + gamma * next_value - value + gamma * lam * later
-        later, next_value = np.where(live, a, later), np.where(live, value, next_value)
-        advantages[:, t] = a
-    return advantages * response_mask if zeros else advantages
-
-
-@pytest.mark.parametrize(("skip", "mistake"), [(True, LEAK), (False, "masked rows are steps with reward and value 0")])
-def test_token_level_estimators(skip, mistake):
-    """A product with the mask is right for padding at the end."""
-
-    def adapter(rewards, values, mask, gamma, lambda_, zeros=True):
-        return of_tokens(rewards, values, mask, gamma, lambda_, skip=skip, zeros=zeros)
-
-    report = check_gae(adapter, time_axis=1)
-    assert by_case(report) == {"responses, padding at the end": LEAK, "responses, a tool's tokens": mistake}
-    report = check_gae(functools.partial(adapter, zeros=False), time_axis=1)
-    assert by_case(report)["responses, a tool's tokens"] == (MASKED if skip else mistake)
-
-
 # What a report says.
 
 
@@ -158,6 +47,7 @@ def test_locates_what_no_name_fits():
     assert by_case(report)["episodes that end"] is None
     [verdict] = [verdict for verdict in report.verdicts if verdict.case == "time limits, values known"]
     np.testing.assert_array_equal(verdict.wrong, verdict.arguments["truncated"])
+    assert verdict.difference == pytest.approx(0.5, rel=1e-5)
     got, want = verdict.got[7, 2], verdict.want[7, 2]
     assert want == pytest.approx(right(**verdict.arguments)[7, 2], rel=1e-5)
     assert got == pytest.approx(want - 0.5, rel=1e-5)
@@ -167,23 +57,20 @@ def test_locates_what_no_name_fits():
 
 
 @pytest.mark.parametrize(
-    ("change", "kind"),
+    ("rewarded", "raised", "kind"),
     [
-        (lambda a, c: a + 0.5 * c["terminated"] * c["mask"], ", all terminated. t = 6"),
-        (lambda a, c: a + 0.5 * c["mask"] * (np.arange(8) == 7)[:, None], ", all in row T-1. t = 7"),
-        (
-            lambda a, c: right(**c | {"rewards": c["rewards"] + c["terminated"]}),
-            ", all in or before a terminated row. t",
-        ),
-        (
-            lambda a, c: right(**c | {"rewards": c["rewards"] + (c["terminated"] | c["truncated"])}),
-            " rows are wrong. t",
-        ),
-        (lambda a, c: a + 0.5 * c["mask"], "24 of 24 rows are wrong. t = 7"),
+        (lambda c: 0, lambda c: c["terminated"], ", all terminated. t = 6"),
+        (lambda c: 0, lambda c: np.arange(8)[:, None] == 7, ", all in row T-1. t = 7"),
+        (lambda c: c["terminated"], lambda c: 0, ", all in or before a terminated row. t"),
+        (lambda c: c["terminated"] | c["truncated"], lambda c: 0, " rows are wrong. t"),
+        (lambda c: 0, lambda c: 1, "24 of 24 rows are wrong. t = 7"),
     ],
 )
-def test_says_which_kind_of_rows_is_wrong(change, kind):
-    report = check_gae(lambda **case: change(right(**case), case))
+def test_says_which_kind_of_rows_is_wrong(rewarded, raised, kind):
+    def wrong(**case):
+        return right(**case | {"rewards": case["rewards"] + rewarded(case)}) + 0.5 * raised(case) * case["mask"]
+
+    report = check_gae(wrong)
     [where] = [verdict.where() for verdict in report.verdicts if verdict.case == "time limits, values known"]
     assert kind in where
     assert where in str(report).splitlines()
@@ -216,14 +103,6 @@ def test_tries_two_mistakes_in_both_orders():
     for wrong in (lambda a, v: gae_jax.normalize(a + v), lambda a, v: gae_jax.normalize(a) + v):
         report = check_gae(lambda wrong=wrong, **case: wrong(right(**case), case["values"]))
         assert mistakes(report) == {"the target, not the advantage; normalized"}
-
-
-def test_a_clipped_advantage_is_wrong_where_it_is_clipped():
-    report = check_gae(lambda **case: np.clip(right(**case), -1, 1))
-    assert mistakes(report) == {UNKNOWN}
-    for verdict in report.verdicts:
-        np.testing.assert_array_equal(verdict.wrong, np.abs(verdict.want) > 1)
-        assert verdict.difference == pytest.approx(np.abs(verdict.want).max() - 1, rel=1e-5)
 
 
 def multiplied(rewards, values, terminated, bootstrap_value, gamma, lambda_, *, last=True):
@@ -262,6 +141,14 @@ def test_names_the_arguments_that_leak(name):
     assert not report.right
 
 
+def test_final_values_of_terminated_rows_are_unused():
+    def leaking(*, final_values=0.0, **case):
+        unused = np.where(case["terminated"] & case["truncated"] & case["mask"], 0 * final_values, 0)
+        return right(final_values=final_values, **case) + unused
+
+    assert by_case(check_gae(leaking))["both flags, values known"] == LEAK
+
+
 @pytest.mark.parametrize("x", [np.nan, np.inf, -np.inf])
 def test_nan_and_inf_are_no_leak_where_the_function_makes_them_itself(x):
     for fn in (
@@ -270,7 +157,7 @@ def test_nan_and_inf_are_no_leak_where_the_function_makes_them_itself(x):
     ):
         report = check_gae(fn)
         assert mistakes(report) == {"NaN or inf in the result"}
-        assert all(verdict.difference == np.inf for verdict in report.verdicts)
+        assert all(verdict.difference == np.inf and not verdict.leaks for verdict in report.verdicts)
         assert f": got {x}, want" in str(report)
 
 
@@ -289,18 +176,14 @@ def test_masked_rows_must_be_0():
 @pytest.mark.parametrize(
     ("change", "named", "returns"),
     [
-        (lambda a, v: (a, a + v), None, "advantages and targets"),
-        (lambda a, v: [a + v, a], None, "targets and advantages"),
-        (lambda a, v: gae_jax.GAEOutput(a, a + v), None, "advantages and targets"),
-        (lambda a, v: (a, a - v), TARGETS, "advantages and targets"),
-        (lambda a, v: (a, a), TARGETS, "advantages and targets"),
-        (lambda a, v: (np.clip(a, -1, 1), np.clip(a, -1, 1) + v), UNKNOWN, "advantages and targets"),
-        (lambda a, v: (a + v, gae_jax.normalize(a)), "normalized", "targets and advantages"),
-        (
-            lambda a, v: (gae_jax.normalize(a), gae_jax.normalize(a) + 2 * v),
-            f"normalized; {TARGETS}",
-            "advantages and targets",
-        ),
+        (lambda a, v: (a, a + v), None, BOTH),
+        (lambda a, v: [a + v, a], None, SWAPPED),
+        (lambda a, v: gae_jax.GAEOutput(a, a + v), None, BOTH),
+        (lambda a, v: (a, a - v), TARGETS, BOTH),
+        (lambda a, v: (a, a), TARGETS, BOTH),
+        (lambda a, v: (np.clip(a, -1, 1), np.clip(a, -1, 1) + v), UNKNOWN, BOTH),
+        (lambda a, v: (a + v, gae_jax.normalize(a)), "normalized", SWAPPED),
+        (lambda a, v: (gae_jax.normalize(a), gae_jax.normalize(a) + 2 * v), f"normalized; {TARGETS}", BOTH),
     ],
 )
 def test_takes_advantages_and_targets_in_either_order(change, named, returns):
@@ -312,6 +195,14 @@ def test_takes_advantages_and_targets_in_either_order(change, named, returns):
         np.testing.assert_allclose(verdict.want, right(**verdict.arguments) + verdict.arguments["values"], rtol=1e-5)
         assert f"{verdict.case}: {verdict.wrong.sum()} of 24 rows are wrong" in str(report)
         assert not any(np.any(verdict.wrong & ~verdict.arguments["mask"]) for verdict in report.verdicts)
+
+
+def test_targets_may_have_one_of_two_mistakes():
+    def standardized_after(**case):
+        a = right(**case | {"lambda_": 1.0})
+        return a + case["values"], gae_jax.normalize(a)
+
+    assert mistakes(check_gae(standardized_after)) == {"λ is missing; normalized"}
 
 
 # What is passed to the function.
@@ -342,6 +233,19 @@ def test_leaves_out_cases_with_arguments_that_the_function_does_not_take():
     def without_ends(rewards, values, bootstrap_value, gamma, lambda_, done=None):
         return multiplied(rewards, values, np.zeros(rewards.shape, bool), bootstrap_value, gamma, lambda_)
 
+    def of_tokens(rewards, values, mask, gamma, lambda_):
+        return right(
+            rewards=rewards, values=values, mask=mask, gamma=gamma, lambda_=lambda_, terminated=False, bootstrap_value=0
+        )
+
+    assert by_case(check_gae(of_tokens)) == dict.fromkeys(list(cases())[-2:])
+
+    def without_final_values(rewards, values, terminated, truncated, bootstrap_value, gamma, lambda_):
+        return multiplied(rewards, values, terminated, bootstrap_value, gamma, lambda_)
+
+    report = check_gae(without_final_values)
+    assert by_case(report)["time limits, rows dropped"] == "truncation does not cut"
+    assert report.not_taken == ("final_values", "mask")
     report = check_gae(without_ends)
     assert list(by_case(report)) == ["one piece of an episode"]
     assert str(report).splitlines()[-1].endswith(" them: terminated, truncated, final_values, mask")
@@ -363,25 +267,15 @@ def in_place(rewards, values, terminated, bootstrap_value, gamma, lambda_):
 
 
 def test_the_function_may_write_into_its_arguments():
-    before = {name: {k: np.copy(x) for k, x in case.items()} for name, case in cases().items()}
+    """The arrays of the cases are read-only."""
     assert check_gae(in_place).right
-    report = check_gae(in_place)
-    assert report.right
-    for verdict in report.verdicts:
-        for name, x in verdict.arguments.items():
-            np.testing.assert_array_equal(x, before[verdict.case][name])
 
 
 def test_tolerance_depends_on_the_dtype_of_the_result():
     def off(by, dtype):
         return lambda **case: (np.asarray(right(**case), np.float64) + by).astype(dtype) * case["mask"]
 
-    for dtype, tolerance in (
-        (np.float32, 1e-4),
-        (np.float64, 1e-4),
-        (jnp.float16, 8 * 2**-10),
-        (jnp.bfloat16, 8 * 2**-7),
-    ):
+    for dtype, tolerance in ((np.float32, 1e-4), (np.float64, 1e-4), (jnp.float16, 2**-7), (jnp.bfloat16, 2**-4)):
         assert check_gae(off(0.5 * tolerance, dtype)).right
         assert not check_gae(off(1.5 * tolerance, dtype)).right
     assert not check_gae(off(5e-5, np.float32), tolerance=1e-5).right
@@ -398,21 +292,17 @@ def test_refuses_tolerances_that_are_none(tolerance):
         check_gae(right, tolerance=str(tolerance))  # type: ignore[arg-type]
 
 
-def by_position(rewards, values, /, terminated, bootstrap_value, gamma, lambda_): ...
-def unknown_names(rewards, values, done, next_values, bootstrap_value, gamma, lambda_): ...
-def without_gamma(rewards, values, mask, lambda_): ...
-def without_lambda(rewards, values, terminated, bootstrap_value, gamma): ...
-def without_bootstrap(rewards, values, terminated, truncated, gamma, lambda_): ...
-
-
 @pytest.mark.parametrize(
     ("fn", "words"),
     [
-        (by_position, "positional.only"),  # Python's words, which depend on its version
-        (unknown_names, "missing a required argument: 'done'"),
-        (without_gamma, "got an unexpected keyword argument 'gamma'"),
-        (without_lambda, "got an unexpected keyword argument 'lambda_'"),
-        (without_bootstrap, "got an unexpected keyword argument 'bootstrap_value'"),
+        (
+            lambda rewards, values, /, terminated, bootstrap_value, gamma, lambda_: 0,
+            "positional.only",
+        ),  # Python's words, which depend on its version
+        (lambda rewards, values, done, bootstrap_value, gamma, lambda_: 0, "missing a required argument: 'done'"),
+        (lambda rewards, values, mask, lambda_: 0, "got an unexpected keyword argument 'gamma'"),
+        (lambda rewards, values, terminated, bootstrap_value, gamma: 0, "got an unexpected keyword argument 'lambda_'"),
+        (lambda rewards, values, terminated, gamma, lambda_: 0, "got an unexpected keyword argument 'bootstrap_value'"),
     ],
 )
 def test_says_what_the_function_must_take(fn, words):

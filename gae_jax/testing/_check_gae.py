@@ -37,14 +37,14 @@ class Verdict:
 
     def where(self) -> str:
         """Returns the kind of rows that are wrong, and the last of them in time, where a recursion errs first."""
-        case, rows = self.arguments, np.arange(len(self.wrong))[:, None]
+        case, row = self.arguments, np.arange(len(self.wrong))[:, None]
         flags = {"terminated": case["terminated"], "truncated": case["truncated"], "masked": ~case["mask"]}
-        before = {f"in or before a {name} row": flag.copy() for name, flag in flags.items()}
-        for t in reversed(range(len(rows) - 1)):
-            for flag in before.values():
-                flag[t] |= flag[t + 1] & ~(case["terminated"] | case["truncated"])[t]
-        kinds = flags | {"in row T-1": rows == len(rows) - 1} | before
-        kind = [f", all {name}" for name, flag in kinds.items() if not np.any(self.wrong & ~flag)][:1]
+        kinds = flags | {"in row T-1": row == len(row) - 1}
+        for name, flag in flags.items():
+            reaches = kinds[f"in or before a {name} row"] = flag.copy()  # back to the end of the episode before
+            for t in reversed(range(len(row) - 1)):
+                reaches[t] |= reaches[t + 1] & ~(case["terminated"] | case["truncated"])[t]
+        kind = [f", all {name}" for name, rows in kinds.items() if not np.any(self.wrong & ~rows)][:1]
         t, worker = np.argwhere(self.wrong)[-1].tolist()
         place = ", ".join([f"t = {t}", f"worker {worker}", *(name for name, flag in flags.items() if flag[t, worker])])
         numbers = f"got {self.got[t, worker]:.4g}, want {self.want[t, worker]:.4g}"
@@ -66,13 +66,14 @@ class Report:
 
     def __str__(self) -> str:
         """Returns the table, where the unknown mistakes are, what to do, and what is to be known beside."""
-        rounding = {None: "right", LEAK: "right with finite numbers"}
         rows = [("case", "verdict", "largest difference")]
         for v in self.verdicts:
-            size = "rounding" if v.mistake in rounding else f"{v.difference:.1e}"
-            rows.append((v.case, rounding.get(v.mistake) or str(v.mistake), size))
+            if v.mistake in (None, LEAK):
+                rows.append((v.case, "right with finite numbers" if v.mistake else "right", "rounding"))
+            else:
+                rows.append((v.case, v.mistake, f"{v.difference:.1e}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(x.ljust(n) for x, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         named = [(v, name) for v in self.verdicts if v.mistake for name in v.mistake.split("; ")]
         lines += [v.where() for v, name in named if name in (UNKNOWN, NOT_FINITE) or v.mistake == TARGETS]
         lines += dict.fromkeys(f"{name}: {WHAT_TO_DO[name]}" for _, name in named if name in WHAT_TO_DO)
@@ -142,21 +143,20 @@ def check_gae(fn: Callable[..., Any], *, tolerance: float | None = None, time_ax
     if time_axis not in (0, 1):
         raise ValueError(f"`time_axis` must be 0 or 1; got {time_axis}")
     names, not_taken = _arguments(fn)
-    outputs = [_call(fn, time_axis, taken, cases()[name]) for name, taken in names.items()]
+    run = functools.partial(_call, fn, time_axis)
+    outputs = [run(taken, cases()[name]) for name, taken in names.items()]
     if tolerance is None:
         tolerance = max(1e-4, 8 * float(jnp.finfo(outputs[0][0].dtype).eps))
-    chosen = [i for i, name in enumerate(cases()) if name in names]
-    live = np.stack([cases()[name]["mask"] for name in names], axis=1)
-    results = np.array(outputs, np.float64).transpose(1, 2, 0, 3)  # advantages, or also targets: [1 or 2, T, C, N]
+    results = np.array(outputs, np.float64).swapaxes(0, 1)  # advantages, or also targets: [1 or 2, C, T, N]
+    live, right = np.stack([(cases()[name]["mask"], known_answers(0)[1][name][0]) for name in names], axis=1)
     with np.errstate(all="ignore"):  # a result may be constant or NaN
-        similar = [np.corrcoef(x[live], known_answers(0)[1][0][:, chosen][live])[0, 1] for x in results]
+        similar = [np.corrcoef(x[live > 0], right[live > 0])[0, 1] for x in results]
     first = int(len(results) == 2 and similar[1] > similar[0])  # the place of the advantages
-    explained = _explanations(results[first], live, chosen, tolerance)
+    explained = _explanations(dict(zip(names, results[first], strict=True)), tolerance)
     verdicts = []
     for c, (name, taken) in enumerate(names.items()):
-        run = functools.partial(_call, fn, time_axis, taken)
-        leaks = _leaks(run, first, cases()[name], taken, results[first][:, c])
-        verdicts.append(_verdict(name, np.roll(results[:, :, c], first, axis=0), explained[c], leaks, tolerance))
+        leaks = _leaks(lambda case, taken=taken: run(taken, case)[first], taken, cases()[name], results[first, c])
+        verdicts.append(_verdict(name, np.roll(results[:, c], first, axis=0), explained[c], leaks, tolerance))
     pair = ("advantages", "targets")[: len(results)]
     return Report(tuple(verdicts), not_taken, pair[::-1] if first else pair)
 
@@ -208,51 +208,58 @@ def _call(fn: Callable[..., Any], time_axis: int, names: Sequence[str], case: Ca
 Explanation = tuple[tuple[str, ...], np.ndarray]  # the names of mistakes, and their answer `[T, N]`
 
 
-def _explanations(got: np.ndarray, live: np.ndarray, chosen: list[int], tolerance: float) -> list[Explanation | None]:
-    """Returns for each case the mistakes that explain the result; if possible, all are from one set of mistakes."""
-    names, answers, fits = [], np.zeros((0, *got.shape)), np.zeros((0, len(chosen)), bool)
-    for size in (0, 1, 2):
-        more = known_answers(size)[1][:, :, chosen]
-        names, answers = names + known_answers(size)[0], np.concatenate([answers, more])
-        fits = np.concatenate([fits, np.abs(np.where(live, more - got, 0)).max(axis=(1, 3)) <= tolerance])
-        if fits.all(axis=1).any():
+def _explanations(got: dict[str, np.ndarray], tolerance: float) -> list[Explanation]:
+    """Returns the mistakes that explain each case, and their answer; if possible, all are from one set of mistakes."""
+    for most in (0, 1, 2):
+        sets, answers = known_answers(most)
+        fits = np.stack([_close(answers[name], x, tolerance, cases()[name]["mask"]) for name, x in got.items()])
+        if most == 2 or fits.all(axis=0).any():
             break
-    best = names[np.argmax(fits.sum(axis=1))]  # the first of those that explain most cases: it has the fewest mistakes
-    ranked = sorted(range(len(names)), key=lambda h: (not {*names[h]} <= {*best}, len(names[h])))
-    found = [next((h for h in ranked if fits[h, c]), None) for c in range(len(chosen))]
-    return [None if h is None else (names[h], answers[h, :, c]) for c, h in enumerate(found)]
+    best = set(sets[np.argmax(fits.sum(axis=0))])  # the first that explains most cases: it has the fewest mistakes
+    explained = []
+    for (name, x), fit in zip(got.items(), fits, strict=True):
+        # Of the sets that explain this case, subsets of the best one come first, then smaller ones.
+        h = min(np.flatnonzero(fit), key=lambda h: (not set(sets[h]) <= best, len(sets[h])), default=None)
+        unknown = UNKNOWN if np.isfinite(x[cases()[name]["mask"]]).all() else NOT_FINITE
+        explained.append(((unknown,), x) if h is None else (sets[h], answers[name][h]))
+    return explained
+
+
+def _close(x: np.ndarray, y: np.ndarray | float, tolerance: float, rows: np.ndarray) -> Any:
+    """Returns whether arrays `[..., T, N]` differ by rounding in these rows; NaN and inf do not."""
+    with np.errstate(invalid="ignore"):
+        return (np.abs(x - y) <= tolerance)[..., rows].all(axis=-1)
 
 
 def _leaks(
-    run: Callable[[Case], list[np.ndarray]], first: int, case: Case, names: Sequence[str], got: np.ndarray
+    advantages: Callable[[Case], np.ndarray], names: Sequence[str], case: Case, got: np.ndarray
 ) -> tuple[str, ...]:
     """Returns the arguments that make the advantages NaN if their unused entries are NaN."""
-    masked, cut, ends = ~case["mask"], case["truncated"] & ~case["terminated"], case["terminated"] | case["truncated"]
-    last = np.array([flags[live][-1] for flags, live in zip(ends.T, case["mask"].T, strict=True)])
-    unused = {"rewards": masked, "values": masked, "final_values": masked | ~cut, "bootstrap_value": last}
-    unused = {name: rows for name, rows in unused.items() if name in names and rows.any()}
-    read = np.isfinite(got) & (case["mask"] | (got == 0))
+    masked, ends = ~case["mask"], case["terminated"] | case["truncated"]
+    last_row_ends = np.array([flags[live][-1] for flags, live in zip(ends.T, case["mask"].T, strict=True)])
+    unused = {"rewards": masked, "values": masked, "final_values": masked | case["terminated"] | ~case["truncated"]}
+    unused |= {"bootstrap_value": last_row_ends}
+    read = np.isfinite(got) & (case["mask"] | (got == 0))  # a masked row that is not 0 is told as such
 
-    def leaks(*arguments: str) -> bool:
-        nan = {name: np.where(unused[name], np.float32(np.nan), case[name]) for name in arguments}
-        return not np.isfinite(run(case | nan)[first][read]).all()
+    def leaks(name: str) -> bool:
+        with_nan = np.where(unused[name], np.float32(np.nan), case[name])
+        return not np.isfinite(advantages(case | {name: with_nan})[read]).all()
 
-    return tuple(name for name in unused if len(unused) == 1 or leaks(name)) if unused and leaks(*unused) else ()
+    return tuple(name for name in unused if name in names and unused[name].any() and leaks(name))
 
 
 def _verdict(
-    name: str, results: np.ndarray, explanation: Explanation | None, leaks: tuple[str, ...], tolerance: float
+    name: str, results: np.ndarray, explanation: Explanation, leaks: tuple[str, ...], tolerance: float
 ) -> Verdict:
     """Returns the verdict on the advantages and, if there are any, the targets."""
-    case, i = cases()[name], list(cases()).index(name)
-    got, want, live = results[0], known_answers(0)[1][0, :, i], case["mask"]
-    mistakes, answer = explanation or ((UNKNOWN if np.isfinite(got[live]).all() else NOT_FINITE,), got)
-    if not np.any(answer[~live]) and not np.all(np.abs(got[~live]) <= tolerance):
+    case, live, (sets, answers) = cases()[name], cases()[name]["mask"], known_answers(1)
+    (mistakes, answer), got, want = explanation, results[0], answers[name][0]
+    if not answer[~live].any() and not _close(got, 0, tolerance, ~live):
         mistakes += (MASKED,)
     # The targets may be made of the right advantages, or before another mistake.
-    bases = [got, want, *(a[:, i] for names, a in zip(*known_answers(1), strict=True) if names[0] in mistakes)]
+    bases = [got, want, *(a for some, a in zip(sets, answers[name], strict=True) if {*some} & {*mistakes})]
     targets = results[-1] - case["values"]
-    if len(results) == 2 and not any(np.all(np.abs(targets - a)[live] <= tolerance) for a in bases):
+    if len(results) == 2 and not any(_close(targets, base, tolerance, live) for base in bases):
         mistakes += (TARGETS,)
     if mistakes == (TARGETS,):
         got, want = np.where(live, results[1], case["values"]), want + case["values"]
