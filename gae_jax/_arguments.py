@@ -1,5 +1,6 @@
 """What one argument may be: an array of numbers or flags, a number, an integer, a name; and the text of its errors."""
 
+import contextlib
 import functools
 import math
 import operator
@@ -94,14 +95,12 @@ def promoted(*arrays_or_dtypes: Any) -> Any:
 def check_shape(name: str, x: ArrayLike, want: Shape, meaning: str, guesses: Mapping[Shape, str] | None = None) -> None:
     """Raises a ValueError unless `x` has the wanted shape; `guesses` says what some wrong shapes are likely to be."""
     got = np.shape(x)
-    try:
+    with contextlib.suppress(AssertionError):
         chex.assert_shape(x, want)
-        is_right = got == want  # `chex.disable_asserts()` lets every shape pass
-    except AssertionError:
-        is_right = False
-    if not is_right:
-        guess = _guess(got, want, guesses or {})
-        raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {got}. {guess}".rstrip())
+        if got == want:  # `chex.disable_asserts()` lets every shape pass
+            return
+    guess = _guess(got, want, guesses or {})
+    raise ValueError(f"`{name}` must have shape {want}, {meaning}; got {got}. {guess}".rstrip())
 
 
 def _guess(got: Shape, want: Shape, guesses: Mapping[Shape, str]) -> str:
@@ -145,15 +144,11 @@ def value_of(x: Any) -> Any:
 
 def as_integer(name: str, x: Any) -> int:
     """Returns `x` as a Python integer."""
-    if isinstance(x, Tracer):
-        raise TypeError(f"`{name}` must be an integer that is known while tracing; got {x!r}")
-    try:
-        integer = operator.index(x)
-    except TypeError:
-        integer = None
-    if integer is None or isinstance(x, bool):
-        raise TypeError(f"`{name}` must be an integer; got {x!r}")
-    return integer
+    with contextlib.suppress(TypeError):
+        if not isinstance(x, (bool, Tracer)):
+            return operator.index(x)
+    known = " that is known while tracing" if isinstance(x, Tracer) else ""
+    raise TypeError(f"`{name}` must be an integer{known}; got {x!r}")
 
 
 def check_is_name(name: str, x: Any) -> None:
@@ -169,8 +164,7 @@ def check_axis_names(argument: str, *names: Any) -> None:
         try:
             lax.axis_size(name)
         except NameError:
-            raise ValueError(
-                f"`{argument}` must name mesh axes of a jax.shard_map around this call; got {name!r}"
-            ) from None
+            want = "name mesh axes of a jax.shard_map around this call"
+            raise ValueError(f"`{argument}` must {want}; got {name!r}") from None
     if len(set(names)) < len(names):
         raise ValueError(f"`{argument}` must not repeat a name; got {names!r}")

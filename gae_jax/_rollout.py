@@ -48,12 +48,17 @@ class Rollout(NamedTuple):
 
 
 ENDS = ("terminated", "truncated")
-FLAGS = (*ENDS, "mask")
+FLAGS = ("mask", *ENDS)
 PARAMETERS = {"gamma": (-1, 1), "lambda_": (0, 1)}  # and the range of each
 ONE_IS_ENOUGH = (*ENDS, "bootstrap_value", "final_values")
 BY_ROW = ("terminated", "truncated", "final_values", "mask", "log_rhos")
 NUMBERS = ("rewards", "values", "bootstrap_value", "final_values", "log_rhos")
 REQUIRED = ("rewards", "values", "terminated", *PARAMETERS)
+TWO_LAST_VALUES = "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."
+NO_LAST_VALUE = (
+    "The T + 1 rows are V(s_0) ... V(s_T). If V(s_T) is missing, the value of the state after the last transition, "
+    "append it or pass `bootstrap_value`; if the rows are V(s_1) ... V(s_T), put V(s_0) first."
+)
 
 
 def check_before_jit(
@@ -100,87 +105,78 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
       ValueError: a shape is wrong, or there is no transition at all.
     """
     rollout = jax.tree.map(jnp.asarray, rollout, is_leaf=lambda x: isinstance(x, float))
-    _assert_rewards_fit(rollout, axis)
     _assert_shapes(rollout, axis)
     rollout = with_numbers_repeated(rollout, axis)
-    # Neither flags nor gamma and lambda_ decide the dtype of the results.
+    # Neither flags nor gamma and lambda_ decide the dtype of the results. A long sum in bfloat16 would lose its digits.
     dtype = promoted(*jax.tree.leaves([getattr(rollout, name) for name in NUMBERS]))
 
     def to_caller_layout(x: Array) -> Array:
         return jnp.moveaxis(x, 0, axis).astype(dtype)
 
-    return placed_alike(_with_time_first(_widened(rollout, dtype), axis)), to_caller_layout
+    return placed_alike(_in_canonical_form(rollout, axis, promoted(dtype, jnp.float32))), to_caller_layout
 
 
 def with_numbers_repeated(rollout: Rollout, axis: int) -> Rollout:
     """Returns arrays where one number or flag stands for all: `terminated=False`, `bootstrap_value=0.0`."""
-    rows = np.shape(rollout.rewards)
-    shapes = dict.fromkeys(ONE_IS_ENOUGH, rows) | {"bootstrap_value": _without(rows, axis)}
+    shapes = _shapes(np.shape(rollout.rewards), axis)
     numbers = {name: x for name in ONE_IS_ENOUGH if (x := getattr(rollout, name)) is not None and np.ndim(x) == 0}
     return rollout._replace(**{name: jnp.broadcast_to(x, shapes[name]) for name, x in numbers.items()})
 
 
-def _widened(rollout: Rollout, dtype: Any) -> Rollout:
-    """Returns the flags as bool, and the numbers in float32 or wider: a long sum in bfloat16 loses its digits."""
-    wide = promoted(dtype, jnp.float32)
-    given = {name: x for name, x in rollout._asdict().items() if x is not None}
-    return rollout._replace(**{name: x.astype(bool if name in FLAGS else wide) for name, x in given.items()})
+def _in_canonical_form(rollout: Rollout, axis: int, dtype: Any) -> Rollout:
+    """Returns arrays with the axes of `rewards`, time first, and V(s_T) apart; flags are bool, numbers of the dtype."""
 
+    def converted(name: str, x: Array) -> Array:
+        x = x.astype(bool if name in FLAGS else dtype)
+        if name == "bootstrap_value":  # it has no axis of time
+            return x
+        return jnp.moveaxis(x.reshape((1,) * (rollout.rewards.ndim - x.ndim) + x.shape), axis, 0)
 
-def _with_time_first(rollout: Rollout, axis: int) -> Rollout:
-    """Returns arrays with the axes of `rewards`, time first, and V(s_T) apart."""
-    count = rollout.rewards.ndim
-
-    def moved(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape((1,) * (count - x.ndim) + x.shape), axis, 0)
-
-    rows, last_value = jax.tree.map(moved, rollout._replace(bootstrap_value=None)), rollout.bootstrap_value
-    if last_value is None:
-        last_value = rows.values[-1]
+    rows = rollout._replace(**{name: converted(name, x) for name, x in rollout._asdict().items() if x is not None})
+    last_value = rows.values[-1] if rows.bootstrap_value is None else rows.bootstrap_value
     return rows._replace(values=rows.values[: rows.rewards.shape[0]], bootstrap_value=last_value)
 
 
-def _assert_rewards_fit(rollout: Rollout, axis: int) -> None:
-    """Raises if all other arrays have one shape and `rewards` has another: then it is `rewards` that is wrong."""
-    others = {x.shape for name in BY_ROW if (x := getattr(rollout, name)) is not None and x.ndim > axis}
-    if others and rollout.values.ndim > axis:
-        want = rollout.values.shape if rollout.bootstrap_value is not None else _longer(rollout.values.shape, axis, -1)
-        if others == {want}:
-            check_shape("rewards", rollout.rewards, want, "the shape of the other arrays", _guesses(want, axis))
+def _shapes(rows: Shape, axis: int, *, one_value_more: bool = False) -> dict[str, Shape]:
+    """Returns the shape of each array beside rewards of the shape `rows`, if time is that axis."""
+    values = _longer(rows, axis) if one_value_more else rows
+    return dict.fromkeys(BY_ROW, rows) | {"values": values, "bootstrap_value": rows[:axis] + rows[axis + 1 :]}
+
+
+def _longer(shape: Shape, axis: int) -> Shape:
+    return (*shape[:axis], shape[axis] + 1, *shape[axis + 1 :])
 
 
 def _assert_shapes(rollout: Rollout, axis: int) -> None:
-    rows, values, last_value = rollout.rewards.shape, rollout.values, rollout.bootstrap_value
+    rows, split = rollout.rewards.shape, rollout.bootstrap_value is not None
+    others = {x.shape for name in BY_ROW if (x := getattr(rollout, name)) is not None and x.ndim > axis}
+    if {_shapes(x, axis, one_value_more=not split)["values"] for x in others} == {rollout.values.shape}:
+        [want] = others  # all arrays but `rewards` fit together
+        check_shape("rewards", rollout.rewards, want, "the shape of the other arrays", _guesses(want, axis))
     if rows[axis] == 0:
         raise ValueError(f"`rewards` must hold at least one transition; got shape {rows}, so T = 0 on axis {axis}")
-    longer, batch, guesses = _longer(rows, axis), _without(rows, axis), _guesses(rows, axis)
-    for name in BY_ROW:
-        x = getattr(rollout, name)
-        if x is None:
-            continue
-        may_be_value, likely = name in ENDS and jnp.issubdtype(x.dtype, jnp.floating), {}
-        if may_be_value:  # the fourth of gae(rewards, values, done, last_value), as in PureJaxRL
-            likely = dict.fromkeys(((), batch, (1, *batch)), "It looks like V(s_T): pass it as `bootstrap_value=`.")
-        elif name in ENDS:
-            likely = {batch: "It has no axis of time: there is one flag per transition."}
-        if x.ndim or may_be_value or name not in ONE_IS_ENOUGH:
-            check_shape(name, x, rows, "the shape of `rewards`", guesses | likely)
 
-    other_axis = {k: f"If time is axis {k} of all arrays, pass time_axis={k}." for k in range(len(rows)) if k != axis}
-    if last_value is None:
-        guesses = _guesses(longer, axis) | {_longer(rows, k): guess for k, guess in other_axis.items()}
-        guesses[rows] = (
-            "The T + 1 rows are V(s_0) ... V(s_T). If V(s_T) is missing, the value of the state after the last "
-            "transition, append it or pass `bootstrap_value`; if the rows are V(s_1) ... V(s_T), put V(s_0) first."
-        )
-        check_shape("values", values, longer, "the shape of `rewards` with T + 1 rows of time", guesses)
-    else:
-        guesses[longer] = "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."
-        check_shape("values", values, rows, "the shape of `rewards` beside `bootstrap_value`", guesses)
-    if last_value is not None and last_value.ndim:
-        guesses = {_without(rows, k): guess for k, guess in other_axis.items()}
-        guesses[rows] = "If these are V(s_{t+1}) of every row, pass the last row alone."
-        check_shape("bootstrap_value", last_value, batch, "the shape of `rewards` without time", guesses)
+    shapes = [_shapes(rows, k, one_value_more=not split) for k in range(len(rows))]
+    batch, last_value = shapes[axis]["bootstrap_value"], "It looks like V(s_T): pass it as `bootstrap_value=`."
+    likely: dict[str, dict[Shape, str]] = {
+        "values": {_longer(rows, axis): TWO_LAST_VALUES} if split else {rows: NO_LAST_VALUE},
+        "bootstrap_value": {rows: "If these are V(s_{t+1}) of every row, pass the last row alone."},
+        **{name: {batch: "It has no axis of time: there is one flag per transition."} for name in ENDS},
+    }
+    meanings = {"values": " beside `bootstrap_value`" if split else " with T + 1 rows of time"}
+    meanings["bootstrap_value"] = " without time"
+    for name, want in shapes[axis].items():
+        x = getattr(rollout, name)
+        if name in ENDS and x is not None and jnp.issubdtype(x.dtype, jnp.floating):
+            # The fourth of gae(rewards, values, done, last_value), as in PureJaxRL.
+            likely[name] = dict.fromkeys(((), batch, (1, *batch)), last_value)
+        elif x is None or (x.ndim == 0 and name in ONE_IS_ENOUGH):
+            continue
+        guesses = {} if name == "bootstrap_value" else _guesses(want, axis)
+        for k, shapes_by_name in enumerate(shapes):
+            guesses[shapes_by_name[name]] = f"If time is axis {k} of all arrays, pass time_axis={k}."
+        guesses |= likely.get(name, {})
+        check_shape(name, x, want, "the shape of `rewards`" + meanings.get(name, ""), guesses)
     for name in PARAMETERS:
         got = getattr(rollout, name).shape
         if not is_broadcastable(got, rows):
@@ -199,11 +195,3 @@ def _guesses(want: Shape, axis: int) -> dict[Shape, str]:
         like = f"x[...{', None' * (len(want) - k)}]"
         likely[want[:k]] = f"If the last axes share it, pass jnp.broadcast_to({like}, {want})."
     return likely
-
-
-def _longer(shape: Shape, axis: int, by: int = 1) -> Shape:
-    return (*shape[:axis], shape[axis] + by, *shape[axis + 1 :])
-
-
-def _without(shape: Shape, axis: int) -> Shape:
-    return shape[:axis] + shape[axis + 1 :]

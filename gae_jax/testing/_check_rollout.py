@@ -80,9 +80,8 @@ def check_rollout(
     axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name)
     rows, _ = canonical(rollout, axis)
     rollout = with_numbers_repeated(rollout, axis)
-    flags = {name: x for name, x in rollout._asdict().items() if name in FLAGS and x is not None}
-    given = rows._asdict() | {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name, x in flags.items()}
-    read = _entries_read(rows, time_axis_name)
+    flags = {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name in FLAGS if (x := getattr(rollout, name)) is not None}
+    given, read = rows._asdict() | flags, _entries_read(rows, time_axis_name)
     wrong = {name: entries & ~_holds(name, given[name]) for name, entries in read.items()}
     if bootstrap_value is None:  # it is the last row of `values`
         wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
@@ -92,17 +91,18 @@ def check_rollout(
             entries = jnp.any(entries, axis=constant_axes, keepdims=True)
         if name != "bootstrap_value":
             entries = jnp.moveaxis(entries, 0, axis)
-        _raise_if_any(name, entries.reshape(np.shape(getattr(rollout, name))))
+        must, hint = MUST.get(name, "hold finite numbers"), PROBABILITIES if name == "terminated" else ""
+        message = f"`{name}` must {must} where it is read; wrong entries: FOUND{hint}"
+        _report(message, entries.reshape(np.shape(getattr(rollout, name))), is_error=True)
     live = read["values"]
-    for name in ("rewards", "terminated", "truncated"):
-        if given[name] is not None:
-            lost = ~live & given[name].astype(bool) & jnp.isfinite(given[name])
-            _warn_if_any(MASKED.format(name=name), jnp.moveaxis(lost, 0, axis))
+    for name in ("rewards", *flags):
+        lost = ~live & given[name].astype(bool) & jnp.isfinite(given[name])
+        _report(MASKED.format(name=name), jnp.moveaxis(lost, 0, axis))
     if bootstrap_value is None:
-        _warn_if_any(PADDING, read["bootstrap_value"] & ~live[-1])
+        _report(PADDING, read["bootstrap_value"] & ~live[-1])
     if truncated is not None:
         limits = live & rows.truncated
-        _warn_if_any(LIMITS, jnp.moveaxis(limits & jnp.all(rows.terminated | ~limits), 0, axis))
+        _report(LIMITS, jnp.moveaxis(limits & jnp.all(rows.terminated | ~limits), 0, axis))
 
 
 def _holds(name: str, x: Array) -> Array:
@@ -121,41 +121,29 @@ def _entries_read(rows: Rollout, time_axis_name: str | None) -> dict[str, Array]
     goes_on = jnp.take_along_axis(live & ~rows.terminated & ~cut, last_live, axis=0)[0]
     if time_axis_name is not None:  # every shard of time but the last is followed by the next shard
         goes_on &= lax.axis_index(time_axis_name) == lax.axis_size(time_axis_name) - 1
-    read = {
+    read = dict.fromkeys((*FLAGS, *Rollout._fields), live) | {
         "mask": jnp.ones_like(live),
-        "terminated": live,
-        "truncated": live,
         "rewards": live & ~cut if rows.final_values is None else live,  # where V(final) is not known, a row is dropped
-        "values": live,
         "final_values": live & cut,
         "bootstrap_value": goes_on,
-        "gamma": live,
-        "lambda_": live,
     }
     return {name: entries for name, entries in read.items() if getattr(rows, name) is not None}
 
 
-def _raise_if_any(name: str, wrong: Array) -> None:
-    """Raises a ValueError; where only a run knows the entries, makes a `checkify.check`."""
-    found, numbers = _count_and_first(wrong)
-    hint = PROBABILITIES if name == "terminated" else ""
-    message = f"`{name}` must {MUST.get(name, 'hold finite numbers')} where it is read; wrong entries: {found}{hint}"
+def _report(message: str, entries: Array, *, is_error: bool = False) -> None:
+    """Raises a ValueError if an entry is set, or warns at the line that called `check_rollout`.
+
+    FOUND in the message becomes the number of entries and the index of the first. Where only a run knows the entries,
+    an error is a `checkify.check`, and there is no warning.
+    """
+    index = jnp.unravel_index(jnp.argmax(entries), entries.shape) if entries.size else ()
+    numbers: dict[str, Any] = {"count": jnp.sum(entries)} | {f"i{k}": i for k, i in enumerate(index)}
+    where = ", ".join(f"{{i{k}}}" for k in range(len(index)))
+    message = message.replace("FOUND", f"{{count}}, the first at [{where}]" if where else "{count}")
     if isinstance(numbers["count"], Tracer):
-        checkify.check(numbers["count"] == 0, message, **numbers)
-    elif numbers["count"]:
+        if is_error:
+            checkify.check(numbers["count"] == 0, message, **numbers)
+    elif numbers["count"] and is_error:
         raise ValueError(message.format(**numbers))
-
-
-def _warn_if_any(message: str, entries: Array) -> None:
-    """Warns, at the line that called `check_rollout`, if the entries are known."""
-    found, numbers = _count_and_first(entries)
-    if not isinstance(numbers["count"], Tracer) and numbers["count"]:
-        warnings.warn(message.replace("FOUND", found.format(**numbers)), stacklevel=3)
-
-
-def _count_and_first(entries: Array) -> tuple[str, dict[str, Any]]:
-    """Returns a text that says how many entries are set and which is the first, and the numbers to format it with."""
-    first = jnp.unravel_index(jnp.argmax(entries), entries.shape) if entries.size else ()
-    index = {f"i{k}": i for k, i in enumerate(first)}
-    where = f", the first at [{', '.join(f'{{{k}}}' for k in index)}]" if index else ""
-    return f"{{count}}{where}", {"count": jnp.sum(entries), **index}
+    elif numbers["count"]:
+        warnings.warn(message.format(**numbers), stacklevel=3)
