@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import inspect
 import re
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from support.estimators import ESTIMATORS, GOOD, N, T, advantages_by, each_estimator, zeros
 from support.laws import assert_close, flags_of
 from support.oracle import oracle
 from support.rollouts import random_rollout
@@ -23,20 +23,6 @@ pytestmark = pytest.mark.versions
 
 # Shapes.
 
-T, N = 5, 3
-
-
-def zeros(*shape, dtype: Any = np.float32):
-    return np.zeros(shape, dtype)
-
-
-GOOD: dict[str, Any] = {
-    "rewards": zeros(T, N),
-    "values": zeros(T + 1, N),
-    "terminated": zeros(T, N, dtype=bool),
-    "gamma": 0.99,
-    "lambda_": 0.95,
-}
 SPLIT = GOOD | {"values": zeros(T, N), "bootstrap_value": zeros(N)}
 ONE: dict[str, Any] = GOOD | {"rewards": zeros(T), "values": zeros(T + 1), "terminated": zeros(T)}
 TEAM = GOOD | {"rewards": zeros(T, N, 2), "values": zeros(T + 1, N, 2), "terminated": zeros(T, N, 2)}
@@ -96,42 +82,49 @@ SHAPES = [  # the other arguments, the name of the wrong one, what is passed, th
     (TEAM, "values", zeros(T + 1, N), (T + 1, N, 2), SHARED.format("None", (T + 1, N, 2))),
     (TEAM | TIME_AXIS_1, "mask", zeros(T), (T, N, 2), ""),
 ]
+MEANINGS = {
+    "rewards": "the shape of the other arrays",
+    "values": "the shape of `rewards` with T + 1 rows of time",
+    "bootstrap_value": "the shape of `rewards` without time",
+}
+
+
+def message_of(base, name, x, want, advice):
+    meaning = MEANINGS.get(name, "the shape of `rewards`")
+    if name == "values" and "bootstrap_value" in base:
+        meaning = "the shape of `rewards` beside `bootstrap_value`"
+    return f"must have shape {want}, {meaning}; got {np.shape(x)}. {advice}".rstrip()
+
+
 BROADCAST = (
     "must broadcast to the shape of `rewards`, (5, 3); got {}. Shapes align from the last axis: where arrays are [T, "
     "N], one per worker is [N] and one per step is [T, 1]."
 )
-EMPTY = GOOD | {"values": zeros(1, N), "terminated": False}
+EMPTY = "must hold at least one transition; got shape (0, 3), so T = 0 on axis 0"
 CASES = [
+    *((*case[:3], message_of(*case)) for case in SHAPES),
     *((GOOD, name, zeros(T), BROADCAST.format((T,))) for name in ("gamma", "lambda_")),
     (GOOD, "gamma", zeros(1, T, N), BROADCAST.format((1, T, N))),
     (GOOD, "rewards", 0.0, "must have an axis of time, shape [T, *B]; got a scalar, shape ()"),
-    (EMPTY, "rewards", zeros(0, N), "must hold at least one transition; got shape (0, 3), so T = 0 on axis 0"),
+    (GOOD | {"values": zeros(1, N), "terminated": False}, "rewards", zeros(0, N), EMPTY),
     *((GOOD, "time_axis", k, f"must be an axis of `rewards`, whose shape is (5, 3); got {k}") for k in (2, -3)),
     (GOOD, "final_values", zeros(T, N), "is read only where `truncated` is set: pass `truncated`, too"),
 ]
 
 
-MEANING = {"values": "the shape of `rewards` with T + 1 rows of time", "rewards": "the shape of the other arrays"}
-MEANING["bootstrap_value"] = "the shape of `rewards` without time"
-MEANING_SPLIT = MEANING | {"values": "the shape of `rewards` beside `bootstrap_value`"}
-for base, name, x, want, advice in SHAPES:
-    meaning = (MEANING_SPLIT if "bootstrap_value" in base else MEANING).get(name, "the shape of `rewards`")
-    CASES.append((base, name, x, f"must have shape {want}, {meaning}; got {np.shape(x)}. {advice}".rstrip()))
+@pytest.fixture(params=["enable_asserts", "disable_asserts"])
+def chex_asserts(request):
+    getattr(chex, request.param)()
+    yield
+    chex.enable_asserts()
 
 
+@pytest.mark.usefixtures("chex_asserts")
 @pytest.mark.parametrize(("arguments", "name", "x", "message"), CASES)
 def test_bad_argument(arguments, name, x, message):
+    """The message is the same where chex's own assertions are disabled."""
     with pytest.raises(ValueError, match=f"(?m)^{re.escape(f'`{name}` {message}')}$"):
         gae(**arguments | {name: x})
-
-
-def test_shapes_are_checked_where_chex_is_disabled():
-    chex.disable_asserts()
-    try:
-        for arguments, name, x, message in CASES:
-            test_bad_argument(arguments, name, x, message)
-    finally:
-        chex.enable_asserts()
 
 
 def test_symbolic_shapes():
@@ -171,16 +164,6 @@ TYPED = random_rollout(7, steps=12, batch=(4,), ends=0.2, dead=0.1)
 WANT_TYPED = oracle(**TYPED.arguments())
 
 
-def estimated(estimator, arguments):
-    """Returns the advantages of an estimator for the arguments of `gae`, and more if it takes more."""
-    arguments = {"log_rhos": np.zeros_like(arguments["rewards"]), "n": 3} | arguments
-    output = estimator(**{k: x for k, x in arguments.items() if k in inspect.signature(estimator).parameters})
-    return output if estimator is n_step_advantages else output.advantages
-
-
-ESTIMATORS = pytest.mark.parametrize("estimator", [gae, vtrace, n_step_advantages])
-
-
 NUMBERS = [
     {"terminated": False, "bootstrap_value": 2.0, "final_values": 3.0},
     {"terminated": True, "bootstrap_value": 1},
@@ -188,17 +171,17 @@ NUMBERS = [
 ]
 
 
-@ESTIMATORS
+@each_estimator
 @pytest.mark.parametrize("convert", [lambda x: x, np.asarray, jnp.asarray], ids=["Python", "NumPy", "JAX"])
 def test_one_number_equals_an_array_of_it(estimator, convert):
     base = TYPED.replace(values=TYPED.values[:-1]).arguments()
     for numbers in NUMBERS:
         shapes = dict.fromkeys(numbers, (12, 4)) | {"bootstrap_value": (4,)}
-        want = estimated(estimator, base | {name: np.full(shapes[name], x) for name, x in numbers.items()})
+        want = advantages_by(estimator, base | {name: np.full(shapes[name], x) for name, x in numbers.items()})
         arguments = base | {name: convert(x) for name, x in numbers.items()}
-        np.testing.assert_array_equal(estimated(estimator, arguments), want)
+        np.testing.assert_array_equal(advantages_by(estimator, arguments), want)
         by_worker = {name: x.T if np.ndim(x) == 2 else x for name, x in arguments.items()}
-        np.testing.assert_array_equal(estimated(estimator, by_worker | {"time_axis": 1}).T, want)
+        np.testing.assert_array_equal(advantages_by(estimator, by_worker | {"time_axis": 1}).T, want)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.uint8, np.float32])
@@ -229,30 +212,23 @@ def test_narrow_floats_in_and_out_but_not_between(dtype):
 
 
 def dtype_of(estimator, arguments):
-    return jax.eval_shape(lambda: estimated(estimator, arguments)).dtype
+    return jax.eval_shape(lambda: advantages_by(estimator, arguments)).dtype
 
 
-@ESTIMATORS
+@each_estimator
 def test_each_array_of_numbers_promotes_the_result(estimator):
     wide = TYPED.arguments() | {"bootstrap_value": TYPED.values[-1], "values": TYPED.values[:-1]}
     wide["log_rhos"] = TYPED.rewards
-    is_number = {name: np.ndim(x) and x.dtype == np.float32 for name, x in wide.items()}
-    arguments = {name: x.astype(jnp.bfloat16) if is_number[name] else x for name, x in wide.items()}
-    assert dtype_of(estimator, arguments) == jnp.bfloat16
-    for name in (
-        "rewards",
-        "values",
-        "bootstrap_value",
-        "final_values",
-        *(["log_rhos"] if estimator is vtrace else []),
-    ):
-        assert dtype_of(estimator, arguments | {name: wide[name]}) == jnp.float32, name
-        assert dtype_of(estimator, arguments | {name: wide[name].astype(np.int32)}) == jnp.bfloat16, name
-    for name in ("bootstrap_value", "final_values"):
-        assert dtype_of(estimator, arguments | {name: 0.0}) == jnp.bfloat16, name
+    numbers = {name: x for name, x in wide.items() if np.ndim(x) and x.dtype == np.float32}
+    arguments = wide | {name: x.astype(jnp.bfloat16) for name, x in numbers.items()}
+    for name, x in numbers.items():
+        promotes = name != "log_rhos" or estimator is vtrace
+        assert dtype_of(estimator, arguments | {name: x}) == (jnp.float32 if promotes else jnp.bfloat16), name
+        assert dtype_of(estimator, arguments | {name: x.astype(np.int32)}) == jnp.bfloat16, name
+    assert dtype_of(estimator, arguments | {"bootstrap_value": 0.0, "final_values": 0.0}) == jnp.bfloat16
 
 
-@ESTIMATORS
+@each_estimator
 def test_neither_flags_nor_parameters_decide_the_dtype(estimator):
     wide = {"gamma": np.full((12, 1), 0.9), "lambda_": np.full((12, 1), 0.8)}
     for dtype, flags in ((np.float16, np.float32), (np.float16, np.float64), (np.float32, np.float64)):
@@ -269,28 +245,20 @@ def test_integers_alone_give_floats():
 
 # What is compiled once.
 
-
-def count_traces(monkeypatch, estimator):
-    """Returns a list that grows by one item whenever the estimator is traced."""
-    name = {gae: "gae_jax._gae", vtrace: "gae_jax._vtrace", n_step_advantages: "gae_jax._n_step"}[estimator]
-    traced, canonical = [], importlib.import_module(name).canonical
-    monkeypatch.setattr(f"{name}.canonical", lambda *x: traced.append(1) or canonical(*x))
-    return traced
+ONE_PROGRAM: list[tuple[Any, list[dict[str, Any]]]] = [
+    *((estimator, [{"time_axis": 1}, {"time_axis": -1}]) for estimator in ESTIMATORS),
+    (n_step_advantages, [{"n": n} for n in (200, 100, np.int64(6), jnp.array(8))]),
+    (vtrace, [{"lambda_": x, "clip_rho": x, "clip_c": 2 * x, "clip_pg_rho": x} for x in (0.6, 0.7, 0.8)]),
+]
 
 
-def test_n_beyond_the_rollout_compiles_once(monkeypatch):
-    traced = count_traces(monkeypatch, n_step_advantages)
-    arguments = {k: x for k, x in random_rollout(1, steps=7, batch=(5,)).arguments().items() if k != "lambda_"}
-    numbers: tuple[Any, ...] = (200, 100, np.int64(7), jnp.array(8))
-    for n in numbers:
-        n_step_advantages(**arguments, n=n)
-    assert len(traced) == 1
-
-
-@ESTIMATORS
-def test_time_axis_counted_from_either_end_compiles_once(estimator, monkeypatch):
-    traced = count_traces(monkeypatch, estimator)
-    arguments = random_rollout(1, steps=6, batch=(3,)).map_arrays(np.transpose).arguments()
-    for time_axis in (1, -1):
-        estimated(estimator, arguments | {"time_axis": time_axis})
+@pytest.mark.parametrize(("estimator", "changes"), ONE_PROGRAM)
+def test_compiles_once(estimator, changes, monkeypatch):
+    """For an axis of time counted from either end, for any n beyond the rollout, and for any numbers."""
+    traced, module = [], importlib.import_module(estimator.__module__)
+    canonical = module.canonical
+    monkeypatch.setattr(module, "canonical", lambda *x: traced.append(1) or canonical(*x))
+    arguments = random_rollout(1, steps=6, batch=(7,)).map_arrays(np.transpose).arguments() | {"time_axis": 1}
+    for change in changes:
+        advantages_by(estimator, arguments | change)
     assert len(traced) == 1
