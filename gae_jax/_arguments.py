@@ -70,8 +70,7 @@ def _how_to_convert(name: str, x: Any) -> str:
         detached = ".detach()" if getattr(x, "requires_grad", False) else ""
         on_cpu = ".cpu()" if jax.default_backend() == "cpu" and x.__dlpack_device__()[0] != CPU else ""
         return f". Convert it with jnp.from_dlpack(x{detached}{on_cpu})."
-    is_convertible = type(x) in (list, tuple) or hasattr(x, "__array__") or hasattr(x, "__jax_array__")
-    if is_convertible:
+    if type(x) in (list, tuple) or hasattr(x, "__array__") or hasattr(x, "__jax_array__"):
         return ". Convert it with jnp.asarray(x)."
     return ". Pass False if no episode ends." if name == "terminated" and x is None else ""
 

@@ -62,15 +62,11 @@ NO_LAST_VALUE = (
 
 
 def check_before_jit(
-    rollout: Rollout,
-    time_axis: int,
-    *also_required: str,
-    time_axis_name: str | None = None,
-    implementation: str | None = None,
+    rollout: Rollout, time_axis: int, *, time_axis_name: str | None = None, implementation: str | None = None
 ) -> int:
     """Raises for what is wrong before jit, and returns `time_axis` counted from the front: one program for 1 and -1."""
     for name, x in rollout._asdict().items():
-        if x is not None or name in (*REQUIRED, *also_required):
+        if x is not None or name in REQUIRED:
             check_is_array(name, x, flags=name in FLAGS)
     for name, (low, high) in PARAMETERS.items():
         x = getattr(rollout, name)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from gae_jax._arguments import Implementation, as_number, constant_if_default
+from gae_jax._arguments import Implementation, as_number, check_is_array, constant_if_default
 from gae_jax._gae import GAEOutput
 from gae_jax._recursion import advantages_of, lambdas_before, value_or_zero, zero_where_masked
 from gae_jax._rollout import Rollout, canonical, check_before_jit
@@ -100,7 +100,8 @@ def vtrace(
         gamma=gamma,
         lambda_=constant_if_default(lambda_, 1.0),
     )
-    axis = check_before_jit(rollout, time_axis, "log_rhos", implementation=implementation)
+    axis = check_before_jit(rollout, time_axis, implementation=implementation)
+    check_is_array("log_rhos", log_rhos)
     clips = {"clip_rho": clip_rho, "clip_c": clip_c, "clip_pg_rho": clip_pg_rho}
     least = float(np.finfo(np.float32).tiny)  # a clip is positive, and float32 holds its logarithm
     rho, c, pg_rho = (as_number(name, x, least, default=1.0) for name, x in clips.items())

@@ -1,6 +1,8 @@
 """`check_rollout` finds each wrong entry that is read, and warns of arguments that `gae` reads otherwise than meant."""
 
+import functools
 import re
+import warnings
 from typing import Any
 
 import chex
@@ -45,25 +47,8 @@ READ = [
     ("truncated", (0, 0), 2.0, FLAG),
     ("truncated", (0, 0), nan, FLAG),
     ("mask", (0, 0), -1.0, FLAG),
-    ("gamma", (0, 0), 1.5, GAMMA),
-    ("gamma", (0, 0), -1.01, GAMMA),
-    ("gamma", (0, 0), nan, GAMMA),
-    ("lambda_", (3, 1), -0.1, LAMBDA),
-    ("lambda_", (3, 1), 1.01, LAMBDA),
-]
-ACCEPTED = [
-    ("rewards", (4, 1), nan),  # of a masked row
-    ("rewards", (4, 1), -inf),
-    ("values", (5, 1), nan),
-    ("terminated", (4, 1), nan),
-    ("truncated", (5, 1), nan),
-    ("final_values", (4, 1), nan),
-    ("gamma", (4, 1), 7.0),
-    ("lambda_", (5, 1), nan),
-    ("final_values", (0, 0), nan),  # not truncated
-    ("bootstrap_value", (0,), nan),  # the worker has ended
-    *(("gamma", (0, 0), x) for x in (-1.0, 0.0, 1.0)),  # the ends of the intervals
-    *(("lambda_", (0, 0), x) for x in (0.0, 1.0)),
+    *(("gamma", (0, 0), x, GAMMA) for x in (1.5, -1.01, nan)),
+    *(("lambda_", (3, 1), x, LAMBDA) for x in (1.01, -0.1)),
 ]
 
 
@@ -71,100 +56,87 @@ def check(**changes: Any) -> None:
     check_rollout(**ARGUMENTS | changes)
 
 
-def with_entry(name: str, index: tuple[int, ...], x: float) -> dict[str, Any]:
+def with_entry(name: str, index: Any, x: float) -> dict[str, Any]:
     array = ARGUMENTS[name].copy()
     array[index] = x
     return {name: array}
 
 
-@jax.jit
-def checked(arguments):
-    """The same checks, in a compiled program."""
-    return checkify.checkify(lambda: check_rollout(**arguments))()[0]
+def transposed(**changes: Any) -> dict[str, Any]:
+    return {name: x.T for name, x in (ARGUMENTS | changes).items()} | {"time_axis": 1}
 
 
-@pytest.mark.parametrize(("name", "index", "x", "words"), READ)
-def test_finds_a_wrong_entry_that_is_read(name, index, x, words):
-    changes = with_entry(name, index, x)
-    message = re.escape(f"`{name}` {words} where it is read; wrong entries: 1, the first at {list(index)}")
+NO_MASK: dict[str, Any] = {"mask": None}
+DROPPED = NO_MASK | {"final_values": None} | with_entry("rewards", (1, 0), nan)
+ONE_NUMBER = NO_MASK | {"terminated": False, "truncated": True, "final_values": 0.0, "bootstrap_value": 1}
+ALL_MASKED = {"mask": np.array([[1, 0]] * T), "bootstrap_value": np.array([1, nan], np.float32)}
+ALL_MASKED |= {x: np.where(ALL_MASKED["mask"], ARGUMENTS[x], nan) for x in ("rewards", "values", "gamma", "lambda_")}
+ENDS = np.broadcast_to(np.arange(T)[:, None] == T - 1, (T, N))
+FINALS = np.where(ENDS, nan, 1).astype(np.float32)
+ACCEPTED: list[dict[str, Any]] = [
+    with_entry("rewards", (4, 1), nan),  # of a masked row
+    with_entry("rewards", (4, 1), -inf),
+    with_entry("values", (5, 1), nan),
+    with_entry("terminated", (4, 1), nan),
+    with_entry("truncated", (5, 1), nan),
+    with_entry("final_values", (4, 1), nan),
+    with_entry("gamma", (4, 1), 7.0),
+    with_entry("lambda_", (5, 1), nan),
+    with_entry("final_values", (0, 0), nan),  # not truncated
+    with_entry("bootstrap_value", (0,), nan),  # the worker has ended
+    *(with_entry("gamma", (0, 0), x) for x in (-1.0, 0.0, 1.0)),  # the ends of the intervals
+    *(with_entry("lambda_", (0, 0), x) for x in (0.0, 1.0)),
+    # Where both flags are set, the final value is not read, and neither is V(s_T) after the last row.
+    NO_MASK | {"terminated": ENDS, "truncated": True, "final_values": FINALS, "bootstrap_value": FINALS[-1]},
+    ALL_MASKED,  # V(s_T) of a worker whose rows are all masked
+    *({name: x[:steps, :0] if x.ndim == 2 else x[:0] for name, x in ARGUMENTS.items()} for steps in (1, T)),
+    {name: x[:, :0] if x.ndim == 2 else x[:0] for name, x in ARGUMENTS.items()} | NO_MASK | {"gamma": 0.9},
+    ONE_NUMBER,
+    {"terminated": False, "final_values": 0.0, "bootstrap_value": 0.0},
+    {"terminated": False, "gamma": ROLLOUT.gamma * 0.75},  # as the advice for probabilities says
+    DROPPED,  # the reward of a dropped row
+]
+LONGER = np.ones((T + 1, N), np.float32)
+LONGER[T] = nan
+ADVICE = "12, the first at [0, 0]. If these are probabilities p, pass terminated=False and gamma=gamma * (1 - p)"
+REFUSED: list[tuple[str, str, str, dict[str, Any]]] = [
+    *((name, words, f"1, the first at {[*index]}", with_entry(name, index, x)) for name, index, x, words in READ),
+    ("bootstrap_value", FINITE, "1, the first at [1]", NO_MASK | {"bootstrap_value": ALL_MASKED["bootstrap_value"]}),
+    ("bootstrap_value", FINITE, "1, the first at [1]", {"bootstrap_value": inf}),
+    ("rewards", FINITE, "4, the first at [0, 2]", transposed(**with_entry("rewards", slice(2, 4), nan))),
+    ("values", FINITE, "1, the first at [6, 1]", NO_MASK | {"values": LONGER, "bootstrap_value": None}),
+    *(
+        (name, must, f"{np.size(x)}, the first at {[0] * x.ndim}", NO_MASK | {name: x})
+        for name, must in (("gamma", GAMMA), ("lambda_", LAMBDA))
+        for x in (jnp.full(N, 1.5), jnp.full((T, 1), 1.5))
+    ),
+    ("terminated", FLAG, "12, the first at [0, 0]", ONE_NUMBER | {"terminated": 2}),
+    ("final_values", FINITE, "12, the first at [0, 0]", ONE_NUMBER | {"final_values": nan}),
+    ("rewards", FINITE, "2, the first at [0, 0]", DROPPED | with_entry("rewards", ([0, 1], [0, 1]), nan)),
+    ("terminated", FLAG, ADVICE, NO_MASK | {"terminated": np.full((T, N), 0.25, np.float32)}),
+]
+
+
+@functools.partial(jax.jit, static_argnames="time_axis")
+def checked(*, time_axis=0, **arguments):
+    """Returns the error of the same checks in a compiled program."""
+    return checkify.checkify(lambda: check_rollout(**arguments, time_axis=time_axis))()[0]
+
+
+@pytest.mark.parametrize(("name", "words", "found", "changes"), REFUSED)
+def test_finds_wrong_entries_that_are_read(name, words, found, changes):
+    """The message counts the entries, and shows the index of the first, in the layout of the caller."""
+    message = re.escape(f"`{name}` {words} where it is read; wrong entries: {found}")
     with pytest.raises(ValueError, match=message):
         check(**changes)
     with pytest.raises(checkify.JaxRuntimeError, match=message):
-        checked(ARGUMENTS | changes).throw()
+        checked(**ARGUMENTS | changes).throw()
 
 
-@pytest.mark.parametrize(("name", "index", "x"), ACCEPTED)
-def test_accepts_an_entry_that_is_not_read_or_at_the_end_of_its_interval(name, index, x):
-    changes = with_entry(name, index, x)
+@pytest.mark.parametrize("changes", ACCEPTED)
+def test_accepts_entries_that_are_not_read_or_at_the_end_of_an_interval(changes):
     check(**changes)
-    checked(ARGUMENTS | changes).throw()
-
-
-def test_accepts_an_end_that_wins_over_a_cut():
-    """Where both flags are set, the final value is not read, and neither is V(s_T) after the last row."""
-    ends = np.broadcast_to(np.arange(T)[:, None] == T - 1, (T, N))
-    finals = np.where(ends, nan, 1).astype(np.float32)
-    check(mask=None, terminated=ends, truncated=True, final_values=finals, bootstrap_value=finals[-1])
-
-
-def test_accepts_the_final_value_of_a_row_that_is_masked_and_truncated():
-    changes = with_entry("truncated", (4, 1), 1) | with_entry("final_values", (4, 1), nan)
-    checked(ARGUMENTS | changes).throw()
-
-
-def test_accepts_a_worker_whose_rows_are_all_masked():
-    """Its V(s_T) is not read."""
-    mask, last_value = np.array([[1, 0]] * T), np.array([1, nan], np.float32)
-    poisoned = {name: np.where(mask, ARGUMENTS[name], nan) for name in ("rewards", "values", "gamma", "lambda_")}
-    check(**poisoned | {"mask": mask, "bootstrap_value": last_value})
-    with pytest.raises(ValueError, match=r"`bootstrap_value` must hold finite numbers .* 1, the first at \[1\]"):
-        check(mask=None, bootstrap_value=last_value)
-
-
-@pytest.mark.parametrize("steps", [1, T])
-def test_no_workers(steps):
-    arguments = {name: x[:steps, :0] if x.ndim == 2 else x[:0] for name, x in ARGUMENTS.items()}
-    check(**arguments)
-    checked(arguments).throw()
-    check(**arguments | {"gamma": 0.9, "lambda_": 0.8, "mask": None, "final_values": None})
-
-
-def test_counts_and_finds_the_first_entry_in_the_layout_of_the_caller():
-    rewards, values = ROLLOUT.rewards.copy(), np.ones((T + 1, N), np.float32)
-    rewards[2:4] = values[T] = nan
-    with pytest.raises(ValueError, match=r"`rewards` .* wrong entries: 4, the first at \[0, 2\]"):
-        check(**{name: x.T for name, x in (ARGUMENTS | {"rewards": rewards}).items()}, time_axis=1)
-    with pytest.raises(ValueError, match=r"`values` .* wrong entries: 1, the first at \[6, 1\]"):
-        check(values=values, bootstrap_value=None, mask=None)
-
-
-@pytest.mark.parametrize("name", ["gamma", "lambda_"])
-def test_counts_the_entries_of_a_parameter_as_it_was_given(name):
-    for shape, where in (((N,), r"\[0\]"), ((T, 1), r"\[0, 0\]")):
-        bad = jnp.full(shape, 1.5)
-        with pytest.raises(ValueError, match=f"`{name}` .* wrong entries: {bad.size}, the first at {where}$"):
-            check(mask=None, **{name: bad})
-
-
-def test_one_number_for_an_array():
-    numbers: dict[str, Any] = {"terminated": False, "truncated": True, "final_values": 0.0, "bootstrap_value": 1}
-    check(mask=None, **numbers)
-    checked(ARGUMENTS | numbers | {"mask": None}).throw()
-    check(terminated=False, final_values=0.0, bootstrap_value=0.0)
-    for name, x in (("terminated", 2), ("final_values", nan)):
-        with pytest.raises(ValueError, match=rf"`{name}` must hold .*, the first at \[0, 0\]"):
-            check(mask=None, **numbers | {name: x})
-    with pytest.raises(ValueError, match=r"`bootstrap_value` must hold .* 1, the first at \[1\]"):
-        check(bootstrap_value=inf)
-
-
-def test_does_not_look_at_the_reward_of_a_dropped_row():
-    rewards = ROLLOUT.rewards.copy()
-    rewards[1, 0] = nan
-    check(mask=None, final_values=None, rewards=rewards)
-    rewards[0, 0] = nan
-    with pytest.raises(ValueError, match=r"`rewards` .* wrong entries: 1, the first at \[0, 0\]"):
-        check(mask=None, final_values=None, rewards=rewards)
+    checked(**ARGUMENTS | changes).throw()
 
 
 def test_refuses_shapes_as_gae_does():
@@ -172,58 +144,47 @@ def test_refuses_shapes_as_gae_does():
         check(terminated=ROLLOUT.terminated.T)
 
 
-def test_probabilities_of_an_end_belong_in_gamma():
-    advice = "If these are probabilities p, pass terminated=False and gamma=gamma * (1 - p)"
-    p = np.full((T, N), 0.25, np.float32)
-    with pytest.raises(ValueError, match=f"`terminated` must hold 0 and 1 .*{re.escape(advice)}"):
-        check(mask=None, terminated=p)
-    check(terminated=False, gamma=ROLLOUT.gamma * (1 - p))
-
-
 # Warnings.
 
-MASKED = [("rewards", 4, 1.0), ("rewards", 5, -1e-30), ("terminated", 4, 1.0), ("terminated", 4, 0.5)]
+MASKED = "`{}` is not read where `mask` is False; entries other than 0 there: {}"
+PADDED: dict[str, Any] = {"values": np.ones((T + 1, N), np.float32), "bootstrap_value": None}
+PADDING = (
+    "the last row of `values` is used as V(s_T), though `mask` is False in the last row of time and no flag ends the "
+    "episode; workers: 1, the first at [1]. If that row"
+)
+LIMITS = (
+    "`terminated` is set wherever `truncated` is, and wins, so that no row bootstraps from V(final observation); rows: "
+    "1, the first at [1, 0]. If time limits"
+)
+DONE = {"terminated": ROLLOUT.terminated + ROLLOUT.truncated}
+UNREAD = [("rewards", 4, 1.0), ("rewards", 5, -1e-30), ("terminated", 4, 1.0), ("terminated", 4, 0.5)]
+NO_FINAL_VALUE = with_entry("truncated", (5, 1), 1) | with_entry("final_values", (5, 1), nan)
+LATE_REWARDS = with_entry("rewards", slice(4, 6), 7)
+WARNINGS: list[tuple[dict[str, Any], list[str]]] = [
+    *((with_entry(name, (row, 1), x), [MASKED.format(name, f"1, the first at [{row}, 1]")]) for name, row, x in UNREAD),
+    (NO_FINAL_VALUE, [MASKED.format("truncated", "1, the first at [5, 1]. 'What arrives")]),
+    (transposed(**LATE_REWARDS), [MASKED.format("rewards", "2, the first at [1, 4]")]),
+    (NO_MASK | LATE_REWARDS, []),
+    (PADDED, [PADDING]),
+    *((PADDED | with_entry(flag, (3, 1), 1), []) for flag in ("terminated", "truncated")),
+    (PADDED | {"mask": MASK[::-1], "rewards": MASK[::-1]}, []),
+    (DONE, [LIMITS]),
+    (DONE | with_entry("truncated", (2, 1), 1), []),  # another time limit, which does not terminate
+    # No unmasked row has a time limit.
+    (DONE | with_entry("mask", (1, 0), 0), [MASKED.format(x, "1, ") for x in ("rewards", "terminated", "truncated")]),
+]
 
 
-@pytest.mark.parametrize(("name", "row", "x"), [*MASKED, ("truncated", 5, 1.0)])
-def test_warns_of_what_a_masked_row_holds(name, row, x):
-    changes = with_entry(name, (row, 1), x)
-    message = (
-        f"`{name}` is not read where `mask` is False; entries other than 0 there: 1, the first at [{row}, 1]. 'What "
-    )
-    with pytest.warns(UserWarning, match="^" + re.escape(message)) as warned:
+@pytest.mark.parametrize(("changes", "messages"), WARNINGS)
+def test_warns_of_what_is_given_and_not_read(changes, messages):
+    """Of concrete arrays, at the line that calls `check_rollout`; other warnings are errors."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         check(**changes)
-    assert [warning.filename for warning in warned] == [__file__]
-    checked(ARGUMENTS | changes).throw()  # a warning would be an error
-
-
-def test_warnings_count_in_the_layout_of_the_caller():
-    rewards = ROLLOUT.rewards.copy()
-    rewards[4:] = 7
-    with pytest.warns(UserWarning, match=r"`rewards` .* there: 2, the first at \[1, 4\]"):
-        check(**{name: x.T for name, x in (ARGUMENTS | {"rewards": rewards}).items()}, time_axis=1)
-    check(mask=None, rewards=rewards)
-
-
-def test_warns_of_padding_that_is_read_as_the_last_value():
-    """`mask` is False at the end, no flag ends the episode, and the last row of `values` is V(s_T)."""
-    padded: dict[str, Any] = {"values": np.ones((T + 1, N), np.float32), "bootstrap_value": None}
-    with pytest.warns(UserWarning, match=r"last row of `values` is used as V\(s_T\).* workers: 1, the first at \[1\]"):
-        check(**padded)
-    checked(ARGUMENTS | padded).throw()
-    for flag in ("terminated", "truncated"):
-        check(**padded | with_entry(flag, (3, 1), 1))
-    check(**padded, mask=MASK[::-1], rewards=MASK[::-1])
-
-
-def test_warns_if_all_time_limits_terminate():
-    done = ROLLOUT.terminated + ROLLOUT.truncated
-    with pytest.warns(UserWarning, match=r"`terminated` is set wherever .* 1, the first at \[1, 0\]\. If time limits"):
-        check(terminated=done)
-    check(terminated=done, **with_entry("truncated", (2, 1), 1))  # another time limit, which does not terminate
-    with pytest.warns(UserWarning, match="is not read where `mask` is False") as warned:
-        check(terminated=done, **with_entry("mask", (1, 0), 0))
-    assert len(warned) == 3  # of the reward and both flags: no unmasked row has a time limit
+    for warning, message in zip(warned, messages, strict=True):
+        assert str(warning.message).startswith(message)
+        assert warning.filename == __file__
+    checked(**ARGUMENTS | changes).throw()  # a warning would be an error
 
 
 # Inside other functions.

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.versions
 SPLIT = GOOD | {"values": zeros(T, N), "bootstrap_value": zeros(N)}
 ONE: dict[str, Any] = GOOD | {"rewards": zeros(T), "values": zeros(T + 1), "terminated": zeros(T)}
 TEAM = GOOD | {"rewards": zeros(T, N, 2), "values": zeros(T + 1, N, 2), "terminated": zeros(T, N, 2)}
-BATCH_MAJOR = {"rewards": zeros(N, T), "terminated": zeros(N, T)}
 TIME_AXIS_1 = {"time_axis": 1}
 CUT = GOOD | {"truncated": True}
 ROWS, LONGER = (T, N), (T + 1, N)
@@ -54,7 +53,6 @@ SHAPES = [  # the other arguments, the name of the wrong one, what is passed, th
     (GOOD, "truncated", zeros(1, N), ROWS, V_LAST),
     (GOOD, "truncated", zeros(N, dtype=bool), ROWS, NO_TIME),
     (ONE, "truncated", 0.5, (T,), V_LAST),
-    (ONE, "truncated", jnp.float32(0), (T,), V_LAST),
     (GOOD, "mask", True, ROWS, MANY),
     (GOOD | {"terminated": zeros(T, N)}, "mask", zeros(1, N), ROWS, MANY),
     (CUT, "final_values", zeros(T + 1, N), ROWS, TOO_MANY),
@@ -63,15 +61,11 @@ SHAPES = [  # the other arguments, the name of the wrong one, what is passed, th
     (GOOD, "values", zeros(N, T + 1), LONGER, SWAPPED),
     (GOOD, "values", zeros(T, N + 1), LONGER, TIME_IS.format(1)),
     (GOOD | TIME_AXIS_1, "values", zeros(T + 1, N), (T, N + 1), TIME_IS.format(0)),
-    (GOOD | BATCH_MAJOR, "values", zeros(N, T + 1), (N + 1, T), TIME_IS.format(1)),
     (GOOD, "values", zeros(2, N), LONGER, ""),
-    (ONE, "values", zeros(T + 1, 1), (T + 1,), DROP),
     (SPLIT, "values", zeros(T + 1, N), ROWS, BOTH),
-    (SPLIT, "values", zeros(T, N, 1), ROWS, DROP),
     (SPLIT, "bootstrap_value", zeros(1, N), (N,), DROP),
     (SPLIT, "bootstrap_value", zeros(T), (N,), TIME_IS.format(1)),
     (SPLIT, "bootstrap_value", zeros(T, N), (N,), NEXT),
-    (SPLIT | BATCH_MAJOR | {"values": zeros(N, T)}, "bootstrap_value", zeros(N), (T,), TIME_IS.format(1)),
     (SPLIT | TIME_AXIS_1, "bootstrap_value", zeros(N), (T,), TIME_IS.format(0)),
     (GOOD, "rewards", zeros(T, N, 1), ROWS, DROP),
     (GOOD, "rewards", zeros(T + 1, N), ROWS, TOO_MANY),
