@@ -147,7 +147,8 @@ def test_numbers_beyond_float32_are_infinite():
         np.testing.assert_array_equal(normalize(1e6 * rewards, epsilon=epsilon), 0)
     for name in ("clip_rho", "clip_c", "clip_pg_rho"):
         for number, same in ((1e39, np.inf), (np.float16(0.5), 0.5), (jnp.bfloat16(0.5), 0.5)):
-            got, want = (advantages_by(vtrace, GOOD | {"log_rhos": rewards, name: x}) for x in (number, same))
+            arguments = GOOD | {"rewards": rewards, "log_rhos": rewards}
+            got, want = (advantages_by(vtrace, arguments | {name: x}) for x in (number, same))
             np.testing.assert_array_equal(got, want)
     got, want = (normalize(rewards, epsilon=x, ddof=x) for x in (np.float16(0.5), 0.5))
     np.testing.assert_array_equal(got, want)
