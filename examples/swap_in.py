@@ -50,9 +50,8 @@ class Options:
     agent: tuple[Literal["brax", "rejax"], ...] = ("brax", "rejax")  # which agents to train
     seeds: int = 3  # trainings of each agent with each estimator
     steps: int = 204_800  # environment steps of a training, rounded up to a multiple of 20,480
-    out: pathlib.Path = pathlib.Path(
-        "runs"
-    )  # a directory, for swap_in.png and swap_in.json, which keeps earlier agents
+    # a directory, for swap_in.png and swap_in.json, which keeps earlier agents
+    out: pathlib.Path = pathlib.Path("runs")
 
 
 class Agent(NamedTuple):
@@ -80,17 +79,13 @@ def brax_gae(
     return lax.stop_gradient(targets), lax.stop_gradient(advantages)
 
 
-def brax_as_it_is(
-    truncation: Array, termination: Array, rewards: Array, values: Array, bootstrap_value: Array,
-    lambda_: float = 1.0, discount: float = 0.99,
-) -> tuple[Array, Array]:  # fmt: skip
+def brax_as_it_is(**rollout: Any) -> tuple[Array, Array]:
     """Brax's own results, by `gae`: its policy advantage is δ_t + γ A_{t+1}, without λ on the first hop."""
-    _, targets = gae(
-        rewards, values, termination, truncation, gamma=discount, lambda_=lambda_, bootstrap_value=bootstrap_value
-    )
-    next_targets = jnp.concatenate([targets[1:], bootstrap_value[None]])
-    advantages = jnp.where(truncation, 0, rewards + discount * jnp.where(termination, 0, next_targets) - values)
-    return lax.stop_gradient(targets), lax.stop_gradient(advantages)
+    targets, _ = brax_gae(**rollout)
+    next_values = jnp.concatenate([targets[1:], rollout["bootstrap_value"][None]])
+    discounted = rollout["discount"] * jnp.where(rollout["termination"], 0, next_values)
+    advantages = jnp.where(rollout["truncation"], 0, rollout["rewards"] + discounted - rollout["values"])
+    return targets, lax.stop_gradient(advantages)
 
 
 def brax_agent() -> Agent:

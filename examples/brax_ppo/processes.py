@@ -110,7 +110,7 @@ def with_devices(config: Any, cluster: options.Cluster) -> Any:
 
 
 def devices(number: int) -> np.ndarray:
-    """Returns as many devices of each process, those of process 0 first."""
+    """Returns as many devices of each process, the devices of process 0 first."""
     local = number // jax.process_count()
     by_process = [[d for d in jax.devices() if d.process_index == i][:local] for i in range(jax.process_count())]
     return np.array(by_process).ravel()

@@ -279,7 +279,7 @@ def expected_jacobians(gamma: float, lambda_: float) -> tuple[np.ndarray, np.nda
 
 
 def check_jacobians(got: Sequence[np.ndarray], gamma: float, lambda_: float) -> None:
-    """The derivatives are those of the text, and what should be zero is exactly zero."""
+    """The derivatives are as the text says, and what should be zero is exactly zero."""
     for x, expected in zip(got, expected_jacobians(gamma, lambda_), strict=True):
         close(x, expected)
         assert (x[expected == 0] == 0).all()

@@ -24,8 +24,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import get_abstract_mesh
 
 from gae_jax._affine_scan.affine_map import Scan, Step
-from gae_jax._affine_scan.blocked import blocked
-from gae_jax._affine_scan.pallas_tpu import is_narrow, obstacle_to_kernel, pallas_tpu
+from gae_jax._affine_scan.blocked import beside_all_rows, blocked
+from gae_jax._affine_scan.pallas_tpu import FEWEST_LANES, obstacle_to_kernel, pallas_tpu
 from gae_jax._affine_scan.sharded import sharded
 from gae_jax._arguments import Implementation
 from gae_jax._placement import zeros_placed_like
@@ -78,7 +78,7 @@ def affine_scan(
         return loop(init, xs, shared)
     if not isinstance(jax.tree.leaves(xs)[0].shape[0], int):
         raise NotImplementedError("a symbolic number of steps needs implementation='scan'")
-    obstacle = obstacle_to_kernel(init, xs, shared)
+    obstacle = None if implementation == "blocked" else obstacle_to_kernel(init, xs, shared)
     if implementation == "pallas" and obstacle:
         raise NotImplementedError(f"implementation='pallas' cannot run here: {obstacle}")
     blocks, kernel = (
@@ -89,7 +89,7 @@ def affine_scan(
         "blocked": {"default": blocks},
         # For any other platform, JAX raises a NotImplementedError that quotes the names of these branches.
         "pallas": {"tpu": kernel, "implementation='pallas' is for TPUs": kernel},
-        None: {"cpu": loop, "default": blocks} | ({} if obstacle or is_narrow(init) else {"tpu": kernel}),
+        None: {"cpu": loop, "default": blocks} | ({} if obstacle or init.size < FEWEST_LANES else {"tpu": kernel}),
     }
     return lax.platform_dependent(init, xs, shared, **branches[implementation])
 
@@ -140,7 +140,7 @@ def not_split(scan: Scan, step: Step) -> Scan:
 
     def zeros(init: Array, xs: Any, shared: Any) -> tuple[Array, Any]:
         before_each_row = jnp.broadcast_to(init, jax.tree.leaves(xs)[0].shape)
-        last, ys = jax.vmap(step, in_axes=(0, 0, None))(before_each_row, xs, shared)
+        last, ys = step(before_each_row, xs, beside_all_rows(shared))
         return jax.tree.map(zeros_placed_like, (last[0], ys))
 
     def conditional(*operands: Any) -> tuple[Array, Any]:

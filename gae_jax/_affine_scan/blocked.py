@@ -27,7 +27,7 @@ SHORTEST, LONGEST = 8, 16
 
 def blocked(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step on all rows at once, from carries found by composing blocks of rows."""
-    shared = jax.tree.map(lambda x: x[None] if x.ndim else x, shared)  # the step is elementwise: beside all rows
+    shared = beside_all_rows(shared)
     maps = _maps_of_rows(step, init.dtype, xs, shared)
     if reverse:
         maps = jax.tree.map(lambda x: x[::-1], maps)
@@ -35,6 +35,11 @@ def blocked(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> 
     if reverse:
         entering = entering[::-1]
     return last, step(entering, xs, shared)[1]
+
+
+def beside_all_rows(shared: Any) -> Any:
+    """Returns what all rows share in a shape for one call of the step, which is elementwise, on all rows at once."""
+    return jax.tree.map(lambda x: x[None] if x.ndim else x, shared)
 
 
 def _maps_of_rows(step: Step, dtype: Any, xs: Any, shared: Any) -> AffineMap:

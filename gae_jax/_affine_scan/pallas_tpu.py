@@ -7,7 +7,6 @@ the edge: the loop ends where the rows end, and lanes beyond the edge are not ke
 
 import functools
 import importlib
-import math
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from gae_jax._affine_scan.affine_map import Scan, Step
 from gae_jax._placement import KERNELS_ON_EXPLICIT_AXES, VARYING, reshard
 
 MOST_LANES = 2048  # in a block: with fewer, the loop costs more than its work; with more, registers run out
-FEWEST_LANES = 16  # a vector has 128 lanes: a narrower batch leaves most of them empty
+FEWEST_LANES = 16  # in a batch: a vector has 128 lanes, and a narrower batch leaves most of them empty
 VMEM_BYTES = 8 * 2**20  # bytes for the blocks in flight: half the memory of the smaller chips
 ELEMENT_BYTES = 2 * 4  # of an element: it has 32 bits, and two blocks of every array are in flight
 SUBLANES = 8  # rows in a tile
@@ -47,11 +46,6 @@ def obstacle_to_kernel(init: Array, xs: Any, shared: Any) -> str | None:
     except ImportError as error:
         return f"the kernel needs Pallas for TPUs: {error}"
     return None
-
-
-def is_narrow(init: Array) -> bool:
-    """Whether the batch would leave most lanes empty."""
-    return math.prod(init.shape) < FEWEST_LANES
 
 
 def pallas_tpu(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:

@@ -239,7 +239,7 @@ def _leaks(
     last_row_ends = np.array([flags[live][-1] for flags, live in zip(ends.T, case["mask"].T, strict=True)])
     unused = {"rewards": masked, "values": masked, "final_values": masked | case["terminated"] | ~case["truncated"]}
     unused |= {"bootstrap_value": last_row_ends}
-    read = np.isfinite(got) & (case["mask"] | (got == 0))  # a masked row that is not 0 is told as such
+    read = np.isfinite(got) & (case["mask"] | (got == 0))  # MASKED reports the other masked rows
 
     def leaks(name: str) -> bool:
         with_nan = np.where(unused[name], np.float32(np.nan), case[name])
