@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import estimator_laws
+from support.estimators import GOOD, advantages_by
 from support.laws import matches_oracle
 from support.rollouts import EXAMPLES, random_rollout
 
@@ -44,7 +45,7 @@ def test_memory_does_not_depend_on_n():
 @pytest.mark.versions
 def test_bad_number_of_steps():
     def call(n: Any):
-        return n_step_advantages(np.zeros((5, 3)), np.zeros((6, 3)), np.zeros((5, 3), bool), n=n, gamma=0.99)
+        return advantages_by(n_step_advantages, GOOD | {"n": n})
 
     for n in (1.5, True, None, "1", np.float32(1), np.array(2.0), jnp.array(2.0)):
         with pytest.raises(TypeError, match="`n` must be an integer; got"):

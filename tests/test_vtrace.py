@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from support import estimator_laws, peers
+from support.estimators import GOOD, N, T, zeros
 from support.laws import assert_close, matches_oracle
 from support.oracle import oracle, vtrace_oracle
 from support.rollouts import EXAMPLES, random_rollout
@@ -60,12 +61,13 @@ def test_blocked(clips):
 @pytest.mark.parametrize("clips", [{}, {"clip_c": 0.5}], ids=str)
 @pytest.mark.usefixtures("fast_compilation")
 def test_derivatives(clips):
-    """With respect to rewards, values and log ratios, away from the kinks at the clips."""
+    """With respect to all arguments that are no flags, away from the kinks at the clips."""
     with enable_x64(True):
         arrays = {k: np.asarray(x[: 7 if k == "values" else 6, :2]) for k, x in ARRAYS.items()}
         flags = {k: x for k, x in arrays.items() if x.dtype == bool}
-        wide = {k: jnp.asarray(np.float64(x)) for k, x in arrays.items() if k not in flags}
-        check_grads(jax.jit(lambda x: vtrace(**x, **flags, gamma=0.9, lambda_=0.8, **clips)), (wide,), order=1)
+        numbers = arrays | {"gamma": 0.9, "lambda_": 0.8}
+        wide = {k: jnp.asarray(np.float64(x)) for k, x in numbers.items() if k not in flags}
+        check_grads(jax.jit(lambda x: vtrace(**x, **flags, **clips)), (wide,), order=1)
 
 
 @pytest.mark.parametrize(
@@ -108,21 +110,14 @@ def test_extreme_ratios(clip_c):
     assert np.isfinite(gradient(jnp.array([-300.0, -1e30, 1e30, 300.0]))).all()
 
 
-T, N = 5, 3
-GOOD: dict[str, Any] = {
-    "rewards": np.zeros((T, N), np.float32),
-    "values": np.zeros((T + 1, N), np.float32),
-    "terminated": np.zeros((T, N), bool),
-    "log_rhos": np.zeros((T, N), np.float32),
-    "gamma": 0.99,
-}
+LOG_RHOS = {"log_rhos": zeros(T, N)}
 
 
 @pytest.mark.versions
 @pytest.mark.parametrize("name", ["clip_rho", "clip_c", "clip_pg_rho"])
 def test_bad_clip(name):
     def call(x: Any):
-        return vtrace(**(GOOD | {name: x}))
+        return vtrace(**GOOD | LOG_RHOS | {name: x})
 
     for x in (None, "1", 1j, [1.0], True, np.complex64(1), np.array("1")):
         with pytest.raises(TypeError, match=rf"`{name}` must be a number; got"):
@@ -149,4 +144,4 @@ def test_bad_clip(name):
 )
 def test_bad_argument(change, error, message):
     with pytest.raises(error, match=message):
-        vtrace(**(GOOD | change))
+        vtrace(**GOOD | LOG_RHOS | change)
