@@ -110,7 +110,7 @@ def test_extreme_ratios(clip_c):
     assert np.isfinite(gradient(jnp.array([-300.0, -1e30, 1e30, 300.0]))).all()
 
 
-LOG_RHOS = {"log_rhos": zeros(T, N)}
+LOG_RHOS: dict[str, Any] = {"log_rhos": zeros(T, N)}
 
 
 @pytest.mark.versions
