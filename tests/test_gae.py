@@ -144,11 +144,11 @@ def test_vmap_over_gamma_and_lambda():
 # Derivatives.
 
 
-@pytest.mark.parametrize(("gamma", "lambda_", "dead"), [(0.9, 0.8, 0.0), ("both", "step", 0.3)])
+@pytest.mark.parametrize(("gamma", "lambda_", "masked_share"), [(0.9, 0.8, 0.0), ("both", "step", 0.3)])
 @pytest.mark.usefixtures("fast_compilation")
-def test_derivatives_forward_and_reverse(gamma, lambda_, dead):
+def test_derivatives_forward_and_reverse(gamma, lambda_, masked_share):
     """With respect to every floating-point argument: gamma and lambda_ too, for meta-gradients."""
-    rollout = random_rollout(7, steps=6, batch=(2,), ends=0.2, gamma=gamma, lambda_=lambda_, dead=dead)
+    rollout = random_rollout(7, steps=6, batch=(2,), ends=0.2, gamma=gamma, lambda_=lambda_, masked_share=masked_share)
     with enable_x64(True):
         flags, inputs = flags_of(rollout), jax.tree.map(np.float64, inputs_of(rollout))
         check_grads(jax.jit(lambda x: gae(**x, **flags)), (inputs,), order=1, modes=["fwd", "rev"])

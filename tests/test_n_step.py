@@ -25,7 +25,7 @@ def test_law(law):
 
 @pytest.mark.parametrize("n", [1, 2, 8])
 def test_any_n_and_two_batch_axes(n):
-    rollout = random_rollout(1, steps=5, batch=(2, 2), gamma="worker", dead=0.2)
+    rollout = random_rollout(1, steps=5, batch=(2, 2), gamma="worker", masked_share=0.2)
     matches_oracle(estimator_laws.n_steps_of(gae_jax, n), rollout, estimator_laws.n_steps_reference(n))
 
 

@@ -39,7 +39,7 @@ def test_gae_obeys_the_law(law):
     """With every argument, and with parameters that vary over time and that do not."""
     estimate = estimator_laws.gae_of(gae_jax, implementation="pallas")
     with scan_laws.interpreted_kernel():
-        law(estimate, random_rollout(0, steps=20, batch=(2,), dead=0.3, gamma="step", lambda_="both"))
+        law(estimate, random_rollout(0, steps=20, batch=(2,), masked_share=0.3, gamma="step", lambda_="both"))
         law(estimate, random_rollout(0, steps=20, batch=(2,)))
 
 

@@ -26,7 +26,7 @@ MASKED_ROWS = ([0], [0, 1], [2, 3], [5], [4, 5], [0, 2, 5])
 DEGENERATE = {
     "one worker": random_rollout(3, steps=4, batch=(1,)),
     "four batch axes": random_rollout(3, steps=4, batch=(2, 3, 1, 2)),
-    "all rows masked": random_rollout(0, steps=4, batch=(3,), dead=1.0),
+    "all rows masked": random_rollout(0, steps=4, batch=(3,), masked_share=1.0),
     "one of two workers masked": random_rollout(0, steps=4, batch=(2,)).replace(mask=np.array([[True, False]] * 4)),
     "all rows terminated and truncated": random_rollout(0, steps=4, batch=(3,), ends=1.0, truncation="dropped"),
 } | {
@@ -46,7 +46,7 @@ def test_degenerate_rollout(rollout):
 
 def test_masked_nan_under_debug_nans():
     """Neither the results nor the gradients compute a NaN from NaN in masked rows."""
-    rollout = random_rollout(2, steps=6, batch=(3,), dead=0.4)
+    rollout = random_rollout(2, steps=6, batch=(3,), masked_share=0.4)
     rewards = jnp.where(rollout.live, rollout.rewards, jnp.nan)
     values = jnp.asarray(np.where(np.stack([*~rollout.live, np.zeros(3, bool)]), np.nan, rollout.values))
     arguments = rollout.arguments()

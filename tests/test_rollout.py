@@ -154,7 +154,7 @@ def test_errors_are_raised_while_tracing():
 
 # Dtypes, and one number.
 
-TYPED = random_rollout(7, steps=12, batch=(4,), ends=0.2, dead=0.1)
+TYPED = random_rollout(7, steps=12, batch=(4,), ends=0.2, masked_share=0.1)
 WANT_TYPED = oracle(**TYPED.arguments())
 
 
@@ -234,7 +234,7 @@ def test_integers_alone_give_floats():
 # What is compiled once.
 
 ONE_PROGRAM: list[tuple[Any, list[dict[str, Any]]]] = [
-    *((estimator, [{"time_axis": 1}, {"time_axis": -1}]) for estimator in ESTIMATORS),
+    *((estimator, [{"time_axis": 1, "gamma": 0.9}, {"time_axis": -1, "gamma": 0.8}]) for estimator in ESTIMATORS),
     (n_step_advantages, [{"n": n} for n in (200, 100, np.int64(6), jnp.array(8))]),
     (vtrace, [{"lambda_": x, "clip_rho": x, "clip_c": 2 * x, "clip_pg_rho": x} for x in (0.6, 0.7, 0.8)]),
 ]

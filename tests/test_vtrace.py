@@ -19,7 +19,7 @@ from support.versions import enable_x64
 import gae_jax
 from gae_jax import vtrace
 
-ROLLOUT = random_rollout(0, steps=24, batch=(16,), ends=0.1, dead=0.2)
+ROLLOUT = random_rollout(0, steps=24, batch=(16,), ends=0.1, masked_share=0.2)
 ARRAYS = {k: jnp.asarray(x) for k, x in ROLLOUT.arguments().items() if isinstance(x, np.ndarray)}
 ARRAYS |= {"log_rhos": jnp.sin(ARRAYS["rewards"])}
 
@@ -37,7 +37,7 @@ def test_law(law, name):
 @pytest.mark.parametrize("clips", [{}, {"clip_rho": 2.0, "clip_c": 3.0, "clip_pg_rho": 4.0}], ids=str)
 def test_on_policy_is_gae(clips):
     """With all ratios 1, and no clip below 1; with gamma and lambda by worker, and two batch axes."""
-    rollout = random_rollout(1, steps=5, batch=(2, 2), gamma="worker", lambda_="worker", dead=0.2)
+    rollout = random_rollout(1, steps=5, batch=(2, 2), gamma="worker", lambda_="worker", masked_share=0.2)
     output = vtrace(**rollout.arguments(), log_rhos=np.zeros_like(rollout.rewards), **clips)
     assert_close(output, oracle(**rollout.arguments()))
 

@@ -34,7 +34,7 @@ def kind_of_rollout(kind: str, seed: int, gamma: float, lambda_: float) -> Rollo
     the final value; "tokens": a mask, no ends, and V(s_T) = 0.
     """
     truncation = {"dropped": "dropped", "final_values": "final_values", "next_row": "final_values"}.get(kind)
-    shares = {"ends": 0.0, "dead": 0.3} if kind == "tokens" else {"ends": 0.05}
+    shares = {"ends": 0.0, "masked_share": 0.3} if kind == "tokens" else {"ends": 0.05}
     rollout = random_rollout(seed, steps=64, batch=(8,), truncation=truncation, gamma=gamma, lambda_=lambda_, **shares)
     if rollout.truncated is not None:  # one flag at most, as gymnasium's wrappers and Brax's have it
         rollout = rollout.replace(truncated=rollout.truncated & ~rollout.terminated)

@@ -68,7 +68,7 @@ def random_rollout(
     batch: tuple[int, ...] = (),
     ends: float = 0.25,
     truncation: str | None = "final_values",
-    dead: float = 0.0,
+    masked_share: float = 0.0,
     gamma: Any = 0.9,
     lambda_: Any = 0.8,
 ) -> Rollout:
@@ -80,7 +80,7 @@ def random_rollout(
       batch: the batch axes.
       ends: the share of rows that are terminated, and the share of rows that are truncated.
       truncation: None: no time limits. "dropped": truncated rows, without final values. "final_values": with them.
-      dead: the share of rows that are masked.
+      masked_share: the share of rows that are masked.
       gamma: a number, or the axes that it varies along: "step", "worker" or "both".
       lambda_: likewise.
     """
@@ -96,7 +96,7 @@ def random_rollout(
         terminated=rng.random(shape) < ends,
         truncated=None if truncation is None else rng.random(shape) < ends,
         final_values=rng.normal(size=shape).astype(np.float32) if truncation == "final_values" else None,
-        mask=rng.random(shape) >= dead if dead else None,
+        mask=rng.random(shape) >= masked_share if masked_share else None,
         gamma=gamma,
         lambda_=lambda_,
     )
@@ -111,14 +111,16 @@ rollouts = st.builds(
     batch=st.sampled_from([(), (2, 2)]),
     ends=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
     truncation=st.sampled_from([None, "dropped", "final_values"]),
-    dead=st.sampled_from([0.0, 0.3, 1.0]),
+    masked_share=st.sampled_from([0.0, 0.3, 1.0]),
     gamma=parameters,
     lambda_=parameters,
 )
 
 # Rollouts with every kind of argument. With these seeds, each has every kind of flag, and long episodes.
 EXAMPLES = [
-    random_rollout(seed, steps=6, batch=(3,), ends=0.2, truncation=ends, dead=masked, gamma=varying, lambda_=varying)
+    random_rollout(
+        seed, steps=6, batch=(3,), ends=0.2, truncation=ends, masked_share=masked, gamma=varying, lambda_=varying
+    )
     for varying, seed in (("both", 2), (0.8, 16), ("step", 59))
     for masked in (0.3, 0.0)
     for ends in ("final_values", "dropped", None)
