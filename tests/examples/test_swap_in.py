@@ -1,7 +1,6 @@
 """examples/swap_in.py: each replacement equals the estimator that it replaces; the comparison; what the page shows."""
 
 import ast
-import collections
 import inspect
 import json
 from types import SimpleNamespace
@@ -10,18 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import pages
+from support import pages, peers
 from support.laws import assert_close
 from support.oracle import oracle
-from support.rollouts import random_rollout
 
 pytest.importorskip("tyro")
 import swap_in
 
 pytestmark = pytest.mark.examples
-GAMMA, LAMBDA = 0.9, 0.8
 PAGE = "examples/guides/agents.md"
-Trajectories = collections.namedtuple("Trajectories", "reward value done")
 
 
 @pytest.fixture(autouse=True)
@@ -31,48 +27,34 @@ def as_agents_want():
         yield
 
 
-@pytest.fixture
-def rollout():
-    made = random_rollout(0, steps=16, batch=(4,), truncation="dropped", gamma=GAMMA, lambda_=LAMBDA)
-    return made.replace(truncated=made.truncated & ~made.terminated)  # Brax sets one flag at most
+ROLLOUT = peers.kind_of_rollout("dropped", 0, 0.9, 0.8)
+STORED_BY_BRAX = peers.names_of("Brax", ROLLOUT)
+BRAX_ARGUMENTS = {name: jnp.asarray(STORED_BY_BRAX[name]) for name in inspect.signature(swap_in.brax_gae).parameters}
 
 
-def brax_arguments(rollout):
-    return {
-        "truncation": jnp.float32(rollout.truncated),
-        "termination": jnp.float32(rollout.terminated),
-        "rewards": jnp.asarray(rollout.rewards),
-        "values": jnp.asarray(rollout.values[:-1]),
-        "bootstrap_value": jnp.asarray(rollout.values[-1]),
-        "lambda_": LAMBDA,
-        "discount": GAMMA,
-    }
+def test_brax_gae_matches_oracle():
+    advantages, targets = oracle(**ROLLOUT.arguments())
+    assert_close(swap_in.brax_gae(**BRAX_ARGUMENTS), (targets, advantages))
 
 
-def test_brax_gae_matches_oracle(rollout):
-    advantages, targets = oracle(**rollout.arguments())
-    assert_close(swap_in.brax_gae(**brax_arguments(rollout)), (targets, advantages))
-
-
-def test_brax_as_it_is_equals_brax(rollout):
+def test_brax_as_it_is_equals_brax():
     losses = pytest.importorskip("brax.training.agents.ppo.losses")
-    assert_close(swap_in.brax_as_it_is(**brax_arguments(rollout)), losses.compute_gae(**brax_arguments(rollout)))
+    assert_close(swap_in.brax_as_it_is(**BRAX_ARGUMENTS), losses.compute_gae(**BRAX_ARGUMENTS))
 
 
 @pytest.mark.parametrize("replacement", [swap_in.brax_gae, swap_in.brax_as_it_is])
-def test_brax_replacement_is_detached(replacement, rollout):
+def test_brax_replacement_is_detached(replacement):
     """Brax differentiates its loss with the estimator in it."""
-    arguments = brax_arguments(rollout)
-    gradient = jax.grad(lambda values: sum(x.sum() for x in replacement(**arguments | {"values": values})))
-    assert not gradient(arguments["values"]).any()
+    gradient = jax.grad(lambda values: sum(x.sum() for x in replacement(**BRAX_ARGUMENTS | {"values": values})))
+    assert not gradient(BRAX_ARGUMENTS["values"]).any()
 
 
 @pytest.mark.parametrize("reward_axes", [(), (1,)])
-def test_rejax_gae_matches_rejax_and_oracle(rollout, reward_axes):
-    rollout = rollout.replace(truncated=None)  # rejax has one flag
+def test_rejax_gae_matches_rejax_and_oracle(reward_axes):
+    rollout = peers.kind_of_rollout("terminated", 0, 0.9, 0.8)
+    stored = SimpleNamespace(**peers.names_of("rejax", rollout))
     rewards = jnp.asarray(rollout.rewards).reshape(*rollout.rewards.shape, *reward_axes)
-    trajectories = Trajectories(rewards, jnp.asarray(rollout.values[:-1]), jnp.asarray(rollout.terminated))
-    arguments = SimpleNamespace(gamma=GAMMA, gae_lambda=LAMBDA), trajectories, jnp.asarray(rollout.values[-1])
+    arguments = stored.self, stored.trajectories._replace(reward=rewards), stored.last_val
     assert_close(swap_in.rejax_gae(*arguments), oracle(**rollout.arguments()))
     rejax = pytest.importorskip("rejax")
     assert_close(swap_in.rejax_gae(*arguments), rejax.PPO.calculate_gae(*arguments))
