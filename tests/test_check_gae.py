@@ -234,9 +234,7 @@ def test_leaves_out_cases_with_arguments_that_the_function_does_not_take():
         return multiplied(rewards, values, np.zeros(rewards.shape, bool), bootstrap_value, gamma, lambda_)
 
     def of_tokens(rewards, values, mask, gamma, lambda_):
-        return right(
-            rewards=rewards, values=values, mask=mask, gamma=gamma, lambda_=lambda_, terminated=False, bootstrap_value=0
-        )
+        return right(**locals(), terminated=False, bootstrap_value=0)
 
     assert by_case(check_gae(of_tokens)) == dict.fromkeys(list(cases())[-2:])
 
@@ -295,10 +293,8 @@ def test_refuses_tolerances_that_are_none(tolerance):
 @pytest.mark.parametrize(
     ("fn", "words"),
     [
-        (
-            lambda rewards, values, /, terminated, bootstrap_value, gamma, lambda_: 0,
-            "positional.only",
-        ),  # Python's words, which depend on its version
+        # Python's words, which depend on its version.
+        (lambda rewards, values, /, terminated, bootstrap_value, gamma, lambda_: 0, "positional.only"),
         (lambda rewards, values, done, bootstrap_value, gamma, lambda_: 0, "missing a required argument: 'done'"),
         (lambda rewards, values, mask, lambda_: 0, "got an unexpected keyword argument 'gamma'"),
         (lambda rewards, values, terminated, bootstrap_value, gamma: 0, "got an unexpected keyword argument 'lambda_'"),

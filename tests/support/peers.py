@@ -69,9 +69,8 @@ def parts(rollout: Rollout) -> Names:
 HELPERS = {  # the functions that STORED calls
     "batch": lambda **arrays: namedtuple("Batch", arrays)(**arrays),
     "before": lambda flags: np.concatenate([np.ones_like(flags[:1]), flags[:-1]]),  # of the step before each row
-    "next_row": lambda x: (
-        np.concatenate([np.full_like(x[:1], 9), x]).T
-    ),  # [N, T + 1], each row in the place of the next
+    # [N, T + 1], each row in the place of the next
+    "next_row": lambda x: np.concatenate([np.full_like(x[:1], 9), x]).T,
     "column": lambda x: x[..., None],
     "path": lambda x: x.T.ravel(),  # one worker after another
     "q_values": lambda v: jnp.stack([v - 1, v, v - 2], -1),  # of three actions; arrays of JAX, as in a jitted agent
@@ -325,10 +324,8 @@ def tianshou_advantages(x):
 
 TORCHRL = "torchrl.objectives.value.functional"
 BRAX_GAE, SKRL_GAE = "brax.training.agents.ppo.losses:compute_gae", "skrl.agents.jax.ppo.ppo:_compute_gae"
-TUNIX_GAE, VERL_GAE = (
-    "tunix.rl.algo_core:compute_gae_advantages",
-    "verl.trainer.ppo.core_algos:compute_gae_advantage_return",
-)
+TUNIX_GAE = "tunix.rl.algo_core:compute_gae_advantages"
+VERL_GAE = "verl.trainer.ppo.core_algos:compute_gae_advantage_return"
 PACKAGES = {  # the distribution, and its answer
     "rejax": ("rejax", lambda x: load("rejax").PPO.calculate_gae(x.self, x.trajectories, x.last_val)[0]),
     "stable-baselines3": ("stable-baselines3", lambda x: sb3_buffer(x).advantages),
