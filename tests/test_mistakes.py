@@ -44,6 +44,8 @@ BUGS = {  # name: (fragment of RIGHT, the fragment in its place), ...
     "the carry is not cut at a truncation": [("cut = terminated[t] | truncated[t]", "cut = terminated[t]")],
     "V(s_t) for V(final observation)": [("final_values[t]", "values[t]")],
     "V(reset observation) for V(final observation)": [("final_values[t]", "next_value")],
+    "the final value of the step before": [first("final_values = np.roll(final_values, 1, axis=0)")],
+    "the final value of the step after": [first("final_values = np.roll(final_values, -1, axis=0)")],
     "truncation wins where both flags are set": [("terminated[t], 0", "terminated[t] & ~truncated[t], 0")],
     "termination is ignored": [first("terminated = np.zeros_like(terminated)")],
     "the carry is not cut at a termination": [("cut = terminated[t] |", "cut = ~terminated[t] &")],
@@ -114,6 +116,7 @@ OTHER_WAYS = [  # to make some of the mistakes
 ]
 SHIFTED = {
     "the values": ["values"],
+    "the final value": ["final_values"],
     "the reward": ["rewards"],
     "the mask": ["mask"],
     "the flag": ["terminated", "truncated", "terminated, truncated"],

@@ -16,7 +16,7 @@ ALWAYS = ("rewards", "values", "gamma", "lambda_")  # the other arguments are pa
 UNKNOWN, NOT_FINITE = "wrong, by no known mistake", "NaN or inf in the result"
 MASKED, TARGETS, LEAK = "masked rows are not 0", "the targets are not A + V", "NaN leaks from unused data"
 WHAT_TO_DO = ADVICE | {
-    UNKNOWN: "compare `got` and `want` in the verdict; a function of arrays [N, T] needs time_axis=1",
+    UNKNOWN: "see `got` and `want` in the verdict; if no case is right, a function of arrays [N, T] needs time_axis=1",
     MASKED: "a masked row is no sample: set its advantage to 0",
     TARGETS: "add the values to the advantages, before those are standardized",
 }
@@ -84,7 +84,7 @@ class Report:
         if harmful:
             lines.append(f"{LEAK} ({', '.join(harmful)}): wrong with finite numbers, too")
         if harmless:
-            cure = "where() stops NaN, a product with 0 does not"
+            cure = "use where(done, 0, x), not x * (1 - done)"
             lines.append(f"{LEAK} ({', '.join(harmless)}): right with finite numbers; {cure}")
         if self.not_taken:
             lines.append(f"not checked, since the function does not take them: {', '.join(self.not_taken)}")

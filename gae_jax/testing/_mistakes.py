@@ -149,7 +149,7 @@ FAMILIES: dict[str, dict[str, list[Change]]] = {  # what to do: {the name of a m
         "the result is in reverse": _then(lambda a, c: a[::-1]),
         "time runs the wrong way": _with(forward=True, values_forward=True) + _with(forward=True),
     },
-    "after a time limit, bootstrap from V(final observation), and drop A_{t+1}": {
+    "bootstrap from V(final observation), or set A_t to 0 if it is not known; do not add A_{t+1}": {
         "truncation as termination": _with(terminated=lambda c: c.terminated | c.truncated, truncated=False),
         "truncation does not cut": _with(truncated=False),
         "the carry is not cut at a truncation": _with(
@@ -159,6 +159,8 @@ FAMILIES: dict[str, dict[str, list[Change]]] = {  # what to do: {the name of a m
     "evaluate the observation that the environment returned before its reset": {
         "V(s_t) for V(final observation)": _with(final_values=lambda c: c.values),
         "V(reset observation) for V(final observation)": _with(reset_value=True),
+        "the final value of the step before": _moved(1, "final_values"),
+        "the final value of the step after": _moved(-1, "final_values"),
     },
     "in a terminated row the reward counts, V(s_{t+1}) and A_{t+1} do not, also if it is truncated": {
         "truncation wins where both flags are set": _with(terminated=lambda c: c.terminated & ~c.truncated),

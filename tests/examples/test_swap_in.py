@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,9 @@ def as_agents_want():
 
 ROLLOUT = peers.kind_of_rollout("dropped", 0, 0.9, 0.8)
 STORED_BY_BRAX = peers.names_of("Brax", ROLLOUT)
-BRAX_ARGUMENTS = {name: jnp.asarray(STORED_BY_BRAX[name]) for name in inspect.signature(swap_in.brax_gae).parameters}
+BRAX_ARGUMENTS: dict[str, Any] = {
+    name: jnp.asarray(STORED_BY_BRAX[name]) for name in inspect.signature(swap_in.brax_gae).parameters
+}
 
 
 def test_brax_gae_matches_oracle():
