@@ -241,8 +241,7 @@ def test_communication_does_not_depend_on_the_number_of_steps(varying, masked, w
 @pytest.mark.parametrize(
     ("implementation", "check_vma"),
     [
-        (None, True),
-        ("blocked", False),
+        ("blocked", True),
         pytest.param("pallas", False, marks=(versions, kernel_with_derivative_per_shard)),
     ],
 )
