@@ -1,6 +1,7 @@
 """The boundaries of episodes in degenerate rollouts, numbers that are not finite, and derivatives around a loop."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,28 +104,42 @@ MINIBATCHES = [random_rollout(seed, steps=3, batch=(16,), truncation=None) for s
 LOG_RHOS = jnp.sin(jnp.arange(3 * 16.0)).reshape(3, 16)
 
 
-def gae_by(implementation):
-    return functools.partial(gae, implementation=implementation)
+def targets_by_definition(rewards, values, terminated, gamma, lambda_, rho: Any = 1.0, c: Any = 1.0, n=None):
+    """Returns V-trace targets: A_t + V(s_t) with the ratios 1; of n steps where `n` is given."""
+    steps, discounts = len(rewards), gamma * (1 - terminated.astype(jnp.float32))
+    weights, rho = c * lambda_ * jnp.ones(rewards.shape), rho * jnp.ones(rewards.shape)
+    deltas = rho * (rewards + discounts * values[1:] - values[:-1])
+    targets = []
+    for t in range(steps):
+        product, target = jnp.ones(rewards.shape[1:]), values[t]
+        for k in range(t, min(steps, t + (n or steps))):
+            target += product * deltas[k]
+            product *= discounts[k] * weights[k]
+        targets.append(target)
+    return jnp.stack(targets)
 
 
-def vtrace_by(implementation):
-    return functools.partial(gae_jax.vtrace, log_rhos=LOG_RHOS, clip_c=0.5, implementation=implementation)
+def ratios(clip):
+    return jnp.exp(jnp.minimum(LOG_RHOS, jnp.log(clip)))
 
 
-def weighted_three_steps(rewards, values, terminated, *, gamma, lambda_):
-    return lambda_ * n_step_advantages(rewards, values, terminated, n=3, gamma=gamma)
+def two_steps(*arrays, gamma, lambda_):
+    return lambda_ * n_step_advantages(*arrays, n=2, gamma=gamma)
 
 
-def weighted_monte_carlo(*arrays, gamma, lambda_):
-    return lambda_ * gae_by("scan")(*arrays, gamma=gamma, lambda_=1.0).advantages
+def two_steps_by_definition(rewards, values, terminated, gamma, lambda_):
+    return lambda_ * (targets_by_definition(rewards, values, terminated, gamma, 1.0, n=2) - values[:-1])
 
 
 slow = pytest.mark.slow
-BESIDE_LOOPS = {  # and the same by `jax.lax.scan`, which JAX differentiates by itself
-    "gae": (gae, gae_by("scan")),
-    "gae, time split": (over_time(gae_by("blocked"), 3), gae_by("scan")),
-    "vtrace": (vtrace_by(None), vtrace_by("scan")),
-    "n-step": (weighted_three_steps, weighted_monte_carlo),
+BESIDE_LOOPS = {  # and the same by a Python loop
+    "gae": (gae, targets_by_definition),
+    "gae, time split": (over_time(functools.partial(gae, implementation="blocked"), 3), targets_by_definition),
+    "vtrace": (
+        functools.partial(gae_jax.vtrace, log_rhos=LOG_RHOS, clip_c=0.5),
+        functools.partial(targets_by_definition, rho=ratios(1.0), c=ratios(0.5)),
+    ),
+    "n-step": (two_steps, two_steps_by_definition),
 }
 SLOW = {"gae, time split": (slow, second_derivative_per_shard), "vtrace": slow, "n-step": slow}
 

@@ -241,7 +241,8 @@ def test_communication_does_not_depend_on_the_number_of_steps(varying, masked, w
 @pytest.mark.parametrize(
     ("implementation", "check_vma"),
     [
-        ("blocked", True),
+        (None, True),
+        ("blocked", False),
         pytest.param("pallas", False, marks=(versions, kernel_with_derivative_per_shard)),
     ],
 )
@@ -258,9 +259,12 @@ def test_affine_scan_split(implementation, check_vma, law):
             return last[None], ys
 
         specs = {"in_specs": (P(), P("time"), P()), "out_specs": P("time")}
-        last, ys = jax.shard_map(shard, mesh=mesh, check_vma=check_vma, **specs)(init, xs, shared)
-        return jnp.mean(last, axis=0), ys
+        return jax.shard_map(shard, mesh=mesh, check_vma=check_vma, **specs)(init, xs, shared)
+
+    def whole(*arguments, reverse=False):
+        last, ys = scan_laws.lax_scan(*arguments, reverse=reverse)
+        return jnp.stack([last] * 8), ys
 
     with scan_laws.interpreted_kernel():
-        got, want = (jax.jit(functools.partial(law, scan))(*arguments) for scan in (split, scan_laws.lax_scan))
-        scan_laws.assert_all_close(got, want, scan_laws.LAWS[law])
+        got, want = (jax.jit(functools.partial(law, scan))(*arguments) for scan in (split, whole))
+        scan_laws.assert_all_close(got, want, min(1e-4, scan_laws.LAWS[law]))

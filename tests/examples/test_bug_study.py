@@ -100,10 +100,10 @@ def test_agents_of_the_file_start_as_the_agents_of_the_script(monkeypatch):
         assert np.mean(np.abs(written - untrained) < 0.06) >= 7 / 8  # a tie may fall otherwise elsewhere
 
 
-def test_cart_is_out_of_bounds_beyond_the_track():
+def test_episode_ends_beyond_the_track_and_where_the_pole_tips():
     """`test_agents_of_the_file_start_as_the_agents_of_the_script` covers the rest of the physics."""
-    outs = [bug_study.push(jnp.array([place, 0.0, 0.0, 0.0]), jnp.array(1))[1] for place in (2.5, 2.3, -2.5)]
-    assert outs == [True, False, True]
+    states = jnp.array([[0.0, 0, 0, 0], [2.5, 0, 0, 0], [-2.5, 0, 0, 0], [0, 0, 0.3, 0], [0, 0, -0.3, 0]])
+    assert [bool(bug_study.push(state, jnp.array(1))[1]) for state in states] == [False, True, True, True, True]
 
 
 def call(monkeypatch, *options):
