@@ -86,6 +86,9 @@ def ending_together() -> Iterator[None]:
             print(f"{LOST} ({error})".splitlines()[0], file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
+        else:  # if all refuse for one reason, they disconnect together: JAX would abort the later ones
+            with contextlib.suppress(TimeoutError, RuntimeError):
+                ThreadPoolExecutor().submit(jax.distributed.shutdown).result(3)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(getattr(error, "code", 1))
@@ -94,8 +97,7 @@ def ending_together() -> Iterator[None]:
 def with_devices(config: Any, cluster: options.Cluster) -> Any:
     """Returns the config with a number of devices, by default the largest that divides the work."""
     # At most 8 devices on a CPU. Other platforms have the devices that they have.
-    cores = min(os.cpu_count() or 1, 8)
-    jax.config.update("jax_num_cpu_devices", config.devices // (cluster.processes or 1) or cores)
+    jax.config.update("jax_num_cpu_devices", config.devices // (cluster.processes or 1) or min(os.cpu_count() or 1, 8))
     processes, available = jax.process_count(), jax.device_count()
     if not config.devices:
         rows, numbers = config.num_envs * config.num_steps, range(processes, available + 1, processes)
@@ -112,8 +114,7 @@ def with_devices(config: Any, cluster: options.Cluster) -> Any:
 def devices(number: int) -> np.ndarray:
     """Returns as many devices of each process, the devices of process 0 first."""
     local = number // jax.process_count()
-    by_process = [[d for d in jax.devices() if d.process_index == i][:local] for i in range(jax.process_count())]
-    return np.array(by_process).ravel()
+    return np.array([jax.local_devices(i)[:local] for i in range(jax.process_count())]).ravel()
 
 
 def refuse_other_options(given: dict[str, Any]) -> None:
@@ -123,8 +124,7 @@ def refuse_other_options(given: dict[str, Any]) -> None:
     for process, other in enumerate(others, start=1):
         for name, value in other.items():
             if value != first[name]:
-                option = f"--{name.replace('_', '-')}"
-                refuse(f"{option}: process 0 has {first[name]}, and process {process} has {value}")
+                refuse(f"--{name.replace('_', '-')}: process 0 has {first[name]}, and process {process} has {value}")
 
 
 def communication(program: Any) -> str:

@@ -173,9 +173,9 @@ def free_address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start_two(start, *options, second=()):
+def start_two(start, *options, second=(), **how):
     shared = [*options, "--processes", 2, "--coordinator", free_address(), "--process"]
-    return start(*shared, 0), start(*shared, 1, *second)
+    return start(*shared, 0, **how), start(*shared, 1, *second, **how)
 
 
 def status_and_complaint(process):
@@ -250,7 +250,9 @@ def test_two_killed_processes_resume_to_the_state_of_one_process(start, whole, t
     ],
 )
 def test_processes_with_other_options_are_refused(start, tmp_path, options, complaint):
-    for process in start_two(start, *RUN, "--out", tmp_path, second=options):
+    """Each process says why, also one that is a second later than the other."""
+    later = "refuse = processes.refuse\nprocesses.refuse = lambda why: (time.sleep(jax.process_index()), refuse(why))"
+    for process in start_two(start, *RUN, "--out", tmp_path, second=options, python=f"import jax, time\n{later}"):
         assert status_and_complaint(process) == (2, f"error: {complaint}\n")
 
 
