@@ -229,9 +229,8 @@ def test_rounding_error_of_large_values_is_within_its_bound(gamma, lambda_):
 
 def advantages_in_float64(rewards, values, gamma, lambda_):
     advantages, later = [], 0.0
-    for r, v, next_value in zip(
-        *(np.asarray(x, np.float64)[::-1] for x in (rewards, values[:-1], values[1:])), strict=True
-    ):
+    rows = (np.asarray(x, np.float64)[::-1] for x in (rewards, values[:-1], values[1:]))
+    for r, v, next_value in zip(*rows, strict=True):
         later = r + gamma * next_value - v + gamma * lambda_ * later
         advantages.append(later)
     return np.stack(advantages[::-1])

@@ -89,30 +89,20 @@ BUGS = {  # name: (fragment of RIGHT, the fragment in its place), ...
 }
 
 
+IGNORED, ZEROS = "the mask is ignored", "masked rows are steps with reward and value 0"
+ENDING, DECAYING = "a masked row ends the episode", "masked rows decay by γλ"
 OTHER_WAYS = [  # to make some of the mistakes
     ("the carry is not cut at a termination", [("cut = terminated[t] |", "cut =")]),
     ("the flags of the last row are ignored", [first("terminated[-1] = False")]),
     ("the flags of the last row are ignored", [first("truncated[-1] = False")]),
     ("V(s_t) for V(s_{t+1})", [("terminated[t], 0, after", "terminated[t], 0, values[t]")]),
     ("the bootstrap value counts twice", [first("bootstrap_value = 2 * bootstrap_value")]),
-    (
-        "the mask is ignored",
-        [first("given, mask = mask, np.ones_like(mask)"), ("return result", "return result * given")],
-    ),
-    (
-        "masked rows are steps with reward and value 0",
-        [first("rewards, values, mask = rewards * mask, values * mask, np.ones_like(mask)")],
-    ),
-    ("a masked row ends the episode", [("carried, later", "carried, 0")]),
-    (
-        "a masked row ends the episode",
-        [("carried, later", "carried, 0"), ("np.where(mask[t], values[t], next_value)", "values[t]")],
-    ),
-    (
-        "masked rows decay by γλ",
-        [*BUGS["masked rows decay by γλ"], ("mask[t], values[t], next_value", "mask[t], values[t], 0")],
-    ),
-    ("masked rows decay by γλ", [*BUGS["masked rows decay by γλ"], ("mask[t], values[t],", "True, values[t],")]),
+    (IGNORED, [first("given, mask = mask, np.ones_like(mask)"), ("return result", "return result * given")]),
+    (ZEROS, [first("rewards, values, mask = rewards * mask, values * mask, np.ones_like(mask)")]),
+    (ENDING, [("carried, later", "carried, 0")]),
+    (ENDING, [("carried, later", "carried, 0"), ("np.where(mask[t], values[t], next_value)", "values[t]")]),
+    (DECAYING, [*BUGS[DECAYING], ("mask[t], values[t], next_value", "mask[t], values[t], 0")]),
+    (DECAYING, [*BUGS[DECAYING], ("mask[t], values[t],", "True, values[t],")]),
 ]
 SHIFTED = {
     "the values": ["values"],
@@ -172,12 +162,11 @@ FLAG_BUGS = ["the flag of the step before", "truncation as termination", "trunca
 CUT_BUGS = ["the carry is not cut at a truncation", "the carry is not cut at a termination"]
 VALUE_BUGS = ["V(reset observation) for V(final observation)", "the values of the step after"]
 OTHER_BUGS = ["the reward of the step before", "λ is missing on the first hop", "γ is missing in the TD error"]
-MASK_BUGS = ["masked rows decay by γλ", "masked rows are steps with reward and value 0"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", FLAG_BUGS + CUT_BUGS + VALUE_BUGS + OTHER_BUGS)
-@pytest.mark.parametrize("second", [*MASK_BUGS, "the bootstrap value is missing", "normalized"])
+@pytest.mark.parametrize("second", [DECAYING, ZEROS, "the bootstrap value is missing", "normalized"])
 def test_names_both_of_two_bugs(first, second):
     report = check_gae(with_bugs(first, second))
     assert mistakes(report) >= {first, second}
@@ -185,9 +174,8 @@ def test_names_both_of_two_bugs(first, second):
 
 
 def test_names_masked_steps_that_are_standardized_as_zeros():
-    steps = "masked rows are steps with reward and value 0"
-    [verdict] = [x for x in check_gae(with_bugs(steps, "normalized")).verdicts if x.case == "masked rows"]
-    assert verdict.mistake == f"{steps}; normalized"
+    [verdict] = [x for x in check_gae(with_bugs(ZEROS, "normalized")).verdicts if x.case == "masked rows"]
+    assert verdict.mistake == f"{ZEROS}; normalized"
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])

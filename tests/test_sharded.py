@@ -196,9 +196,8 @@ def test_time_and_workers_split(implementation, manual, kind):
     with scan_laws.interpreted_kernel(), set_mesh(mesh):
         executable = jax.jit(fn).lower(arrays).compile()
         output = executable(arrays)
-        backward = (
-            jax.jit(jax.grad(lambda x: sum(jnp.sum(y**2) for y in fn(x)), allow_int=True)).lower(arrays).compile()
-        )
+        slopes_of = jax.grad(lambda arrays: sum(jnp.sum(x**2) for x in fn(arrays)), allow_int=True)
+        backward = jax.jit(slopes_of).lower(arrays).compile()
         slopes = backward(arrays)
     assert_close(output, WANT)
     assert_close([slopes["rewards"]], [np.asarray(gradient(ARRAYS)["rewards"])])

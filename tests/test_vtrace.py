@@ -76,20 +76,13 @@ def test_derivatives(clips):
 )
 def test_matches_rlax(lambda_, clips):
     """The estimator of rlax clips c at 1, and has neither truncation nor a mask."""
-    try:
+    with peers.skip_import_errors():
         one_worker = peers.load("rlax").vtrace_td_error_and_advantage
-    except ImportError as error:
-        pytest.skip(f"cannot be imported: {error}")
     rewards, values, ends, log_rhos = (ARRAYS[k] for k in ("rewards", "values", "terminated", "log_rhos"))
     how = {"clip_rho_threshold": clips.get("clip_rho", 1.0), "clip_pg_rho_threshold": clips.get("clip_pg_rho", 1.0)}
     with peers.as_peers_want():
-        theirs = jax.vmap(
-            lambda v, v_next, r, discount, log_rho: one_worker(
-                v, v_next, r, discount, jnp.exp(log_rho), lambda_, **how
-            ),
-            1,
-            1,
-        )(values[:-1], values[1:], rewards, 0.9 * (1 - ends), log_rhos)
+        arrays = values[:-1], values[1:], rewards, 0.9 * (1 - ends), jnp.exp(log_rhos)
+        theirs = jax.vmap(lambda *rows: one_worker(*rows, lambda_, **how), 1, 1)(*arrays)
     ours = vtrace(rewards, values, ends, log_rhos=log_rhos, gamma=0.9, lambda_=lambda_, **clips)
     assert_close(ours, [np.asarray(theirs.pg_advantage), np.asarray(values[:-1] + theirs.errors)])
 

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.examples
         ("benchmark", "--json nowhere/x.json", "there is no directory nowhere"),
         ("benchmark", "--against nowhere", "--against: there is no package gae_jax in nowhere"),
         ("benchmark", "--cells h200", None),
+        *(("bug_study", line, None) for line in ("--seeds 0", "--seeds 1025", "--out no/such/file", "--draw .", "--x")),
         ("scaling_out", "--devices 3", "--devices must be an even number from 2 to 1024; got 3"),
         ("scaling_out", "--process 5", "8 devices cannot be split over 1 processes, of which this is number 5"),
         ("scaling_out", "--step 8", None),

@@ -1,27 +1,27 @@
 """Each recipe of examples/guides/environments.md, run as printed on the kind of reset that it is for.
 
-A small environment logs its transitions as they are before any reset. The oracle takes them episode by episode, so
-nothing of the resetting is in the reference. Tests marked `slow` compare the environment with those of the libraries.
+gymnasium steps a small environment that knows its final observations, and which steps were made. The oracle takes
+these steps episode by episode, so nothing of the resetting is in the reference.
 """
 
-import ast
 import collections
-import functools
-import itertools
 import warnings
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from support import pages
 from support.oracle import oracle
 
 PAGE = "examples/guides/environments.md"
-N, STEPS = 4, 60
+N, STEPS = 4, 64
 LIMIT = 12  # steps: short enough for time limits and terminations both to be frequent
+NO_WORKER, ALL_WORKERS = np.zeros(N, bool), np.ones(N, bool)
 PARAMETERS = {"gamma": 0.99, "lambda_": 0.95}
 NEXT_STEP, OLD_GYMNAX = "gymnasium, `AutoresetMode.NEXT_STEP`, and envpool", "gymnax below 1.0"
 BRAX, BRAX_FINAL = "Brax, its own wrappers", "Brax, the final observation kept"
@@ -49,68 +49,46 @@ MISTAKES = SAME_STEP | {
 }
 
 
-# The environment, and what libraries return of it.
+# The environment, and the comparison.
 
 
-class Transition(NamedTuple):
-    obs: Any
-    reward: Any
-    terminated: Any
-    truncated: Any
-    next_obs: Any  # from before any reset
+class Walk(gymnasium.Env):
+    """Adds random steps to a random place, terminates beyond a bound, and is cut off at a limit."""
 
-
-class Walk:
-    """Adds random steps to a random place, terminates beyond a bound, is cut off at a limit, and keeps a log."""
+    observation_space, action_space = gymnasium.spaces.Box(-9, 9, (2,)), gymnasium.spaces.Discrete(2)
 
     def __init__(self, seed):
-        self.rng, self.log = np.random.default_rng(seed), []
+        self.rng, self.moves = np.random.default_rng(seed), 0
 
-    def begin(self):
-        self.place, self.time = self.rng.uniform(-1, 1, 2).astype(np.float32), 0
-        return self.place
+    def reset(self, **_):
+        self.place, self.age = self.rng.uniform(-1, 1, 2).astype(np.float32), 0
+        return self.place, {}
 
-    def move(self):
-        obs, self.time = self.place, self.time + 1
-        self.place = obs + np.float32(self.rng.uniform(-1, 1)) * np.array([0.5, -0.25], np.float32)
-        self.log.append(Transition(obs, self.place[1], self.place[0] > 1, self.time == LIMIT, self.place))
-        return self.log[-1]
-
-
-def rows_of(walk, same_step):
-    """The rows of one worker: the step that ends an episode also resets, or the step after it only resets."""
-    obs, resets = walk.begin(), False
-    while True:
-        last = Transition(obs, np.float32(0), False, False, walk.begin()) if resets else walk.move()
-        ended, final = last.terminated | last.truncated, last.next_obs
-        following = walk.begin() if ended and same_step else final
-        kept = {"truncation": np.float32(last.truncated & ~last.terminated), "obs": final}
-        info = {"final_obs": final, "final_observation": final, "terminated": last.terminated} | kept
-        info["AutoResetWrapper_preserve_info"] = kept
-        row = last._asdict() | {"obs": obs, "following": following, "info": info, "done": np.float32(ended)}
-        yield row | {"rewards": last.reward, "live": not resets}
-        obs, resets = following, ended and not same_step
+    def step(self, _):
+        self.place = self.place + np.float32(self.rng.uniform(-1, 1)) * np.array([0.5, -0.25], np.float32)
+        self.final, self.age, self.moves = self.place, self.age + 1, self.moves + 1
+        return self.place, float(self.place[1]), bool(self.place[0] > 0.5), self.age == LIMIT, {}
 
 
-def batch(columns):
-    return jax.tree.map(lambda *x: np.stack(x), *(next(column) for column in columns))
-
-
-def rollouts(same_step, count=1):
-    """Yields rollouts of the workers, one after another: what recipes use, and the log of each worker."""
+def rollout(mode, first=0):
+    """What N environments return from row `first` on. `live`: a step was made; `final`: its own next observation."""
     walks = [Walk(seed) for seed in range(N)]
-    columns = [rows_of(walk, same_step) for walk in walks]
-    for _ in range(count):
-        names = jax.tree.map(lambda *x: np.stack(x), *(batch(columns) for _ in range(STEPS)))
-        names["obs"] = np.concatenate([names["obs"], names["following"][-1:]])
-        names["infos"] = [{"final_obs": x} for x in names["next_obs"]]
-        assert names["info"]["truncation"].sum() >= 3 <= names["terminated"].sum()
-        yield names, [walk.log for walk in walks]
-        for walk in walks:
-            walk.log = []
-
-
-# The comparison.
+    makers = [lambda walk=walk: walk for walk in walks]
+    envs = gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=gymnasium.vector.AutoresetMode[mode])
+    obs, rows = [envs.reset()[0]], []
+    for _ in range(first + STEPS):
+        next_obs, rewards, terminated, truncated, infos = envs.step(np.zeros(N, int))
+        final, moves = np.stack([walk.final for walk in walks]), np.array([walk.moves for walk in walks])
+        rows.append((next_obs, rewards, terminated, truncated, infos, final, moves))
+        ends = terminated | truncated
+        by_hand = mode == "DISABLED" and ends.any()
+        obs.append(envs.reset(options={"reset_mask": ends})[0] if by_hand else next_obs)
+    columns = ("next_obs", "rewards", "terminated", "truncated", "infos", "final", "moves")
+    names = dict(zip(columns, map(np.stack, zip(*rows, strict=True)), strict=True)) | {"obs": np.stack(obs)}
+    names["live"] = np.diff(names.pop("moves"), axis=0, prepend=0) == 1
+    names = {name: x[first:] for name, x in names.items()}
+    assert [names[kind].any(axis=0).all() for kind in ("terminated", "truncated")] == [True, True]  # in each worker
+    return names
 
 
 def value_fn(obs):
@@ -118,17 +96,13 @@ def value_fn(obs):
     return jnp.asarray(obs, jnp.float32) @ np.array([0.7, -1.3], np.float32)
 
 
-def values_of(log):
-    """V(s_t) and V(s_{t+1}) of a log, by the critic without a state."""
-    return value_fn(np.stack([x.obs for x in log])), value_fn(np.stack([x.next_obs for x in log]))
-
-
-def reference(log, values_of=values_of, lost=False):
-    """The advantage of each transition of one worker, an episode at a time; `lost`: final observations are unknown."""
-    values, next_values = values_of(log)
-    _, rewards, terminated, truncated, _ = (np.stack(x) for x in zip(*log, strict=True))
-    known = {"final_values": None if lost else next_values, "bootstrap_value": next_values[-1]}
-    return oracle(rewards, values, terminated, truncated, **known, **PARAMETERS)[0]
+def reference(names, *values, lost=False):
+    """The advantages of the steps that were made; `lost`: final observations are unknown."""
+    values, final_values = values or map(value_fn, (names["obs"], names["final"]))
+    arrays = {name: names[name] for name in ("rewards", "terminated", "truncated")}
+    arrays |= {"values": values, "final_values": None if lost else final_values, "mask": names["live"]}
+    advantages, _ = oracle(**arrays, **PARAMETERS)
+    return advantages
 
 
 def results_of(heading, names, change=("", "")):
@@ -147,19 +121,11 @@ def difference(got, want):
     return np.abs(np.asarray(got) - want).max() / np.sqrt(np.mean(np.square(want)))
 
 
-def check_against(want, heading, names):
+def check(heading, names, want):
     """Asserts that the advantages of the recipe are `want`, and those of the recipe with its mistake are not."""
     result, wrong = results_of(heading, names), results_of(heading, names, MISTAKES[heading])
     assert difference(result["advantages"], want) < 1e-5 < 1e-2 < difference(wrong["advantages"], want)
     return result
-
-
-def check(heading, names, logs, **how):
-    """Asserts that the recipe gives each transition its advantage within its own episode."""
-    want = np.zeros((STEPS, N))
-    for n, log in enumerate(logs):
-        want[names["live"][:, n], n] = reference(log, **how)
-    return check_against(want, heading, names)
 
 
 # The kinds of resets.
@@ -167,31 +133,37 @@ def check(heading, names, logs, **how):
 
 @pytest.mark.parametrize("heading", SAME_STEP)
 def test_reset_in_the_same_step(heading):
-    """The names of all libraries hold the same data."""
-    ((names, logs),) = rollouts(same_step=True)
-    result = check(heading, names, logs, lost=heading == BRAX)
-    np.testing.assert_array_equal(result.get("keep", True), (names["info"]["truncation"] == 0) | (heading != BRAX))
+    """The other libraries return under their names what gymnasium returns."""
+    names = rollout("DISABLED" if "DISABLED" in heading else "SAME_STEP")
+    final, terminated = names["final"], names["terminated"]
+    kept = {"truncation": np.float32(names["truncated"] & ~terminated), "obs": final}
+    info = kept | {"final_obs": final, "final_observation": final, "terminated": terminated}
+    info["AutoResetWrapper_preserve_info"] = kept
+    done = np.float32(terminated | names["truncated"])
+    result = check(heading, names | {"info": info, "done": done}, reference(names, lost=heading == BRAX))
+    np.testing.assert_array_equal(result.get("keep", True), (kept["truncation"] == 0) | (heading != BRAX))
 
 
 def test_reset_in_the_next_step():
     """The second rollout begins with a row that only resets, and needs `ended` of the first one there."""
-    none, two = {"ended": np.zeros(N, bool)}, rollouts(same_step=False, count=2)
-    names, logs = next(two)
-    ended = check(NEXT_STEP, names | none, logs)["ended"]
-    names, logs = next(two)
+    ended = NO_WORKER
+    for names in rollout("NEXT_STEP"), rollout("NEXT_STEP", first=STEPS):
+        result = check(NEXT_STEP, names | {"ended": ended}, reference(names))
+        np.testing.assert_array_equal(result["keep"], names["live"])
+        ended = result["ended"]
     assert not names["live"][0].all()
-    result = check(NEXT_STEP, names | {"ended": ended}, logs)
-    np.testing.assert_array_equal(result["keep"], names["live"])
-    assert difference(results_of(NEXT_STEP, names | none)["advantages"], result["advantages"]) > 0.01
+    without_ended = results_of(NEXT_STEP, names | {"ended": NO_WORKER})["advantages"]
+    assert difference(without_ended, reference(names)) > 0.01
 
 
 def test_flags_of_the_first_observation():
     """Row t is about the step that led to its observation; the first reward is NaN, and not read."""
-    ((names, logs),) = rollouts(same_step=False)
+    names = rollout("NEXT_STEP")
     shifted = {"rewards": names["rewards"], "is_first": ~names["live"], "is_terminal": names["terminated"]}
-    first = {"rewards": np.float32(np.nan), "is_first": True, "is_terminal": False}
-    names |= {name: np.concatenate([np.full((1, N), first[name]), x]) for name, x in shifted.items()}
-    np.testing.assert_array_equal(check(FIRST, names, logs)["keep"], names["live"])
+    first = {"rewards": np.nan, "is_first": True, "is_terminal": False}
+    shifted = {name: np.concatenate([np.full((1, N), first[name]), x]) for name, x in shifted.items()}
+    result = check(FIRST, names | shifted, reference(names))
+    np.testing.assert_array_equal(result["keep"], names["live"])
 
 
 def test_flags_that_contain_the_time_limit():
@@ -210,48 +182,40 @@ def test_flags_that_contain_the_time_limit():
 # Flat lists of rows.
 
 
+def steps_between(names, starts, stops):
+    """The steps of each worker from one row to another: no others are live, and the last one bootstraps."""
+    time = np.arange(STEPS)[:, None]
+    live, truncated = names["live"] & (time >= starts) & (time < stops), names["truncated"] | (time == stops - 1)
+    return names | {"live": live, "truncated": truncated}
+
+
 def test_interleaved_streams():
     """Rows in random order, inside jit; the streams have different lengths."""
-    ((_, logs),) = rollouts(same_step=True)
-    logs = [log[: STEPS - 7 * n] for n, log in enumerate(logs)]
-    rows = [(n, t, *x) for n, log in enumerate(logs) for t, x in enumerate(log)]
-    where = np.random.default_rng(0).permutation(len(rows))
-    ids, steps, obs, rewards, terminated, truncated, next_obs = (np.stack(x)[where] for x in zip(*rows, strict=True))
-    names = {"ids": ids, "steps": steps, "rewards": rewards, "terminated": terminated, "truncated": truncated}
-    names |= {"values": value_fn(obs), "next_values": value_fn(next_obs)}
-    result = check_against(np.concatenate([reference(log) for log in logs])[where], STREAMS, names)
-    inside = jax.jit(lambda names: results_of(STREAMS, names)["advantages"])
-    np.testing.assert_allclose(inside(names), result["advantages"], atol=1e-5)
-
-
-def received(walk):
-    """What an asynchronous pool returns of a worker: the reward and the flags of the step that led to obs."""
-    rows = rows_of(walk, same_step=False)
-    first = next(rows)
-    yield first["obs"], np.float32(0), False, False
-    for row in itertools.chain([first], rows):
-        yield row["following"], row["rewards"], row["terminated"], row["truncated"]
+    names, rng = rollout("SAME_STEP"), np.random.default_rng(0)
+    part = steps_between(names, 0, STEPS - 7 * np.arange(N))
+    steps, ids = rng.permutation(np.argwhere(part["live"])).T
+    rows = {name: names[name][steps, ids] for name in ("rewards", "terminated", "truncated", "obs", "final")}
+    rows |= {"ids": ids, "steps": steps, "values": value_fn(rows["obs"]), "next_values": value_fn(rows["final"])}
+    result = check(STREAMS, rows, reference(part)[steps, ids])
+    inside = jax.jit(lambda rows: results_of(STREAMS, rows)["advantages"])
+    np.testing.assert_allclose(inside(rows), result["advantages"], atol=1e-5)
 
 
 def test_asynchronous_environments():
-    """The second rollout begins with the last row of each environment; in that of the last one, an episode ended."""
-    walks, rng, rows = [Walk(seed) for seed in range(N)], np.random.default_rng(0), []
-    columns = [received(walk) for walk in walks]
-    for error_of_mistake in 0, 0.01:  # the mistake is in the rows of the earlier rollout
-        rows += [(n, *next(columns[n])) for n in rng.integers(N, size=240)]
-        while not rows[-1][3]:
-            rows.append((N - 1, *next(columns[N - 1])))
-        columns_of_rows = [np.stack(x) for x in zip(*rows, strict=True)]
-        names = dict(zip(("env_ids", "obs", "rewards", "terminated", "truncated"), columns_of_rows, strict=True))
-        rows = [[x for x in rows if x[0] == n][-1] for n in range(N)]
-        want = np.concatenate([reference(walk.log) for walk in walks])
-        for walk in walks:
-            walk.log = []
-        result, wrong = results_of(ASYNC, names), results_of(ASYNC, names, MISTAKES[ASYNC])
-        assert difference(result["advantages"][result["keep"]], want) < 1e-5
-        values = result["targets"] - result["advantages"]
-        np.testing.assert_allclose(values, value_fn(names["obs"])[result["rows"]], atol=1e-5)
-        assert difference(wrong["advantages"][result["keep"]], want) >= error_of_mistake
+    """Rows of four environments, interleaved at random; the first row of the last one ends an episode."""
+    names, rng = rollout("NEXT_STEP"), np.random.default_rng(0)
+    starts, stops = np.array([0, 3, 5, 1 + names["terminated"][:, -1].argmax()]), STEPS - 7 * np.arange(N)
+    time = np.arange(STEPS + 1)[:, None]
+    workers, times = np.nonzero(((time >= starts) & (time <= stops)).T)  # of each row, one worker after another
+    ids, received = rng.permutation(workers), np.zeros_like(times)
+    received[np.argsort(ids, stable=True)] = times  # of each row as it arrives, in order within a worker
+    returned = {name: np.pad(names[name], [(1, 0), (0, 0)]) for name in ("rewards", "terminated", "truncated")}
+    rows = {name: x[received, ids] for name, x in (returned | {"obs": names["obs"]}).items()} | {"env_ids": ids}
+    want = np.pad(reference(steps_between(names, starts, stops)), [(0, 1), (0, 0)])[times, workers][:-1]
+    result = check(ASYNC, rows, want)
+    np.testing.assert_array_equal(result["keep"], want != 0)
+    values = result["targets"] - result["advantages"]
+    np.testing.assert_allclose(values, value_fn(rows["obs"])[result["rows"]], atol=1e-5)
 
 
 # A recurrent critic, and devices.
@@ -262,32 +226,30 @@ def critic(hidden, obs, reset):
     return hidden, hidden + obs[:, 1]
 
 
-def recurrent_values(log):
-    """The same in float64, each episode from its first observation on."""
-    hidden, pairs = 0.0, []
-    for obs, _, terminated, truncated, next_obs in log:
-        hidden = np.tanh(0.9 * hidden + obs[0])
-        pairs.append((hidden + obs[1], np.tanh(0.9 * hidden + next_obs[0]) + next_obs[1]))
-        hidden = 0.0 if terminated or truncated else hidden
-    return np.transpose(pairs)
+def recurrent_values(obs, first, final):
+    """The values of the observations, and of the final ones, in float64; each episode from its first observation on."""
+    hidden = np.zeros((STEPS + 2, N))
+    for t in range(STEPS + 1):
+        hidden[t] = np.tanh(0.9 * hidden[t - 1] * ~first[t] + obs[t, :, 0])
+    return hidden[:-1] + obs[..., 1], np.tanh(0.9 * hidden[:-2] + final[..., 0]) + final[..., 1]
 
 
-@pytest.mark.parametrize("same_step", [True, False])
-def test_recurrent_critic(same_step):
+@pytest.mark.parametrize("mode", ["SAME_STEP", "NEXT_STEP"])
+def test_recurrent_critic(mode):
     """With NEXT_STEP, its values are right if `resets[1:]` is `~mask`, as the page says, and not the flags before."""
-    ((names, logs),) = rollouts(same_step)
-    first, ends = np.ones((1, N), bool), names["done"] != 0
-    resets = ends if same_step else ~names["live"]
-    names |= {"critic": critic, "hidden": jnp.ones(N), "final_obs": names["next_obs"], "ended": np.zeros(N, bool)}
-    names |= {"resets": np.concatenate([first, resets])}
-    if same_step:
-        check(RECURRENT, names, logs, values_of=recurrent_values)
+    names = rollout(mode)
+    ends = names["terminated"] | names["truncated"]
+    first = np.stack([ALL_WORKERS, *(ends if mode == "SAME_STEP" else ~names["live"])])
+    want = reference(names, *recurrent_values(names["obs"], first, names["final"]))
+    names |= {"critic": critic, "hidden": jnp.ones(N), "final_obs": names["final"], "ended": NO_WORKER}
+    if mode == "SAME_STEP":
+        check(RECURRENT, names | {"resets": first}, want)
         return
     assert "if `resets[1:]` is `~mask`" in pages.read(PAGE)
-    values = results_of(RECURRENT, names)["values"]
-    check(NEXT_STEP, names | {"value_fn": lambda _: values}, logs, values_of=recurrent_values)
-    wrong = results_of(RECURRENT, names | {"resets": np.concatenate([first, ends])})["values"]
-    assert difference(wrong[:-1][names["live"]], np.asarray(values[:-1])[names["live"]]) > 0.01
+    flags_before = np.stack([ALL_WORKERS, *ends])
+    right, wrong = (results_of(RECURRENT, names | {"resets": x})["values"] for x in (first, flags_before))
+    check(NEXT_STEP, names | {"value_fn": lambda _: right}, want)
+    assert difference(results_of(NEXT_STEP, names | {"value_fn": lambda _: wrong})["advantages"], want) > 0.01
 
 
 def test_workers_split_over_devices():
@@ -297,7 +259,7 @@ def test_workers_split_over_devices():
     names = {"rewards": rewards * np.arange(workers, dtype=np.float32), "values": values}
     names["terminated"] = rng.random(rewards.shape) < 0.1
     want, _ = oracle(**names, **PARAMETERS)
-    check_against((want - want.mean()) / want.std(), SPLIT, names)
+    check(SPLIT, names, (want - want.mean()) / want.std())
 
 
 # Rows that are no samples.
@@ -331,9 +293,7 @@ def test_every_recipe_has_a_test_and_is_short():
 
 def wrapper_of(heading, **names):
     """The class that a recipe defines."""
-    body = ast.parse(pages.recipes(PAGE)[heading]).body
-    exec(compile(ast.Module([x for x in body if isinstance(x, ast.ClassDef)], []), heading, "exec"), names)
-    return names["KeepFinal"]
+    return pages.run(pages.recipes(PAGE)[heading].partition("\n\n")[0], names)["KeepFinal"]
 
 
 OldState = collections.namedtuple("OldState", "place time")
@@ -370,48 +330,19 @@ def as_libraries_are():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED"])
-def test_rows_of_gymnasium(mode):
-    gymnasium = pytest.importorskip("gymnasium", "1.1")
-
-    class Env(Walk, gymnasium.Env):
-        observation_space, action_space = gymnasium.spaces.Box(-9, 9, (2,)), gymnasium.spaces.Discrete(2)
-
-        def reset(self, **_):
-            return self.begin(), {}
-
-        def step(self, _):
-            _, reward, terminated, truncated, obs = self.move()
-            return obs, float(reward), bool(terminated), truncated, {}
-
-    envs = [functools.partial(Env, seed) for seed in range(N)]
-    envs = gymnasium.vector.SyncVectorEnv(envs, autoreset_mode=gymnasium.vector.AutoresetMode[mode])
-    columns = [rows_of(Walk(seed), same_step=mode != "NEXT_STEP") for seed in range(N)]
-    obs, _ = envs.reset()
-    for want in (batch(columns) for _ in range(STEPS)):
-        np.testing.assert_array_equal(obs, want["obs"])
-        obs, *row, infos = envs.step(np.zeros(N, int))
-        np.testing.assert_allclose(row, [want[name] for name in ("rewards", "terminated", "truncated")])
-        if (ends := want["done"] != 0).any() and mode != "NEXT_STEP":
-            final_obs = obs[ends] if mode == "DISABLED" else np.stack(infos["final_obs"][ends])
-            np.testing.assert_array_equal(final_obs, want["next_obs"][ends])
-            obs = envs.reset(options={"reset_mask": ends})[0] if mode == "DISABLED" else obs
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("interface", ["gymnasium", "gym"])
 def test_rows_of_envpool(interface, as_libraries_are):
     """The row after an end only resets: CartPole's step counter is 0 there, and its reward is 1 elsewhere."""
     envpool = pytest.importorskip("envpool")
     envs = envpool.make("CartPole-v1", env_type=interface, num_envs=N, max_episode_steps=LIMIT, seed=0)
-    rng, (obs, _), ended, kinds = np.random.default_rng(0), envs.reset(), np.zeros(N, bool), np.zeros(2)
-    for _ in range(3 * STEPS):
-        obs, rewards, terminated, truncated, info = envs.step(rng.integers(2, size=N).astype(np.int32))
-        np.testing.assert_array_equal([info["elapsed_step"] == 0, rewards == 0], [ended, ended])
-        assert not (ended & (terminated | truncated)).any()
-        assert np.abs(obs[ended]).max(initial=0) < 0.05  # a first observation
-        ended, kinds = terminated | truncated, np.add(kinds, [terminated.sum(), truncated.sum()])
-    assert kinds.min() >= 3
+    envs.reset()
+    actions = np.random.default_rng(0).integers(2, size=(3 * STEPS, N)).astype(np.int32)
+    obs, rewards, terminated, truncated, infos = zip(*map(envs.step, actions), strict=True)
+    ends, first = np.array(terminated) | truncated, np.array([info["elapsed_step"] == 0 for info in infos])
+    np.testing.assert_array_equal([first[1:], np.equal(rewards, 0)[1:]], [ends[:-1], ends[:-1]])
+    assert not (first & ends).any()
+    assert np.abs(np.array(obs)[first]).max() < 0.05  # a first observation
+    assert np.sum(terminated) >= 3 <= np.sum(truncated)
 
 
 @pytest.mark.slow
@@ -445,7 +376,7 @@ class JaxWalk(NamedTuple):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("heading", [BRAX_FINAL, PLAYGROUND])
-def test_wrappers_of_brax_and_playground(heading, as_libraries_are):
+def test_wrappers_of_brax_and_playground(heading, as_libraries_are, fast_compilation):
     """The walk without any wrapper, from the same states, has the final observations and the terminations."""
     training, envs = (pytest.importorskip(f"brax.envs{x}") for x in (".wrappers.training", ""))
     playground = pytest.importorskip("mujoco_playground") if heading == PLAYGROUND else None
@@ -456,19 +387,23 @@ def test_wrappers_of_brax_and_playground(heading, as_libraries_are):
         wrapped = playground.wrapper.BraxAutoResetWrapper(wrapped, full_reset=True)
     else:
         wrapped = training.AutoResetWrapper(wrapped)
-    state = wrapped.reset(jax.random.split(jax.random.PRNGKey(0), N))
-    step, true_step, ages, kinds = jax.jit(wrapped.step), jax.vmap(env.step), np.zeros(N), np.zeros(2)
+    actions = jax.random.uniform(jax.random.key(0), (STEPS, N, 1), minval=-1, maxval=1)
+
+    def step(state, action):
+        after = wrapped.step(state, action)
+        return after, (after, jax.vmap(env.step)(state, action))
+
+    first = jax.jit(wrapped.reset)(jax.random.split(jax.random.PRNGKey(0), N))
+    _, (after, true) = jax.jit(lambda: lax.scan(step, first, actions))()
+    done, terminated, kept, age = after.done > 0, true.done > 0, after.info, np.zeros(N)
     for t in range(STEPS):
-        actions = jax.random.uniform(jax.random.key(t), (N, 1), minval=-1, maxval=1)
-        true, state, ages = true_step(state, actions), step(state, actions), ages + 1
-        terminated, limit, kept = np.asarray(true.done) > 0, ages == LIMIT, state.info
-        if playground:
-            assert not kept["truncation"].any()  # why the recipe keeps it elsewhere
-            kept = kept["AutoResetWrapper_preserve_info"]
-        np.testing.assert_array_equal(state.done, terminated | limit)
-        np.testing.assert_array_equal(kept["truncation"], limit & ~terminated)
-        np.testing.assert_allclose(kept["obs" if playground else "final_obs"], true.obs, rtol=1e-6)
-        overwritten = np.abs(state.obs - true.obs).max(axis=1) > 1e-3
-        np.testing.assert_array_equal(overwritten, terminated | limit)
-        ages, kinds = np.where(state.done, 0, ages), np.add(kinds, [terminated.sum(), limit.sum()])
-    assert kinds.min() >= 3
+        age += 1
+        np.testing.assert_array_equal(done[t], terminated[t] | (age == LIMIT))
+        age[done[t]] = 0
+    if playground:
+        assert not kept["truncation"].any()  # why the recipe keeps it elsewhere
+        kept = kept["AutoResetWrapper_preserve_info"]
+    np.testing.assert_array_equal(kept["truncation"], done & ~terminated)
+    np.testing.assert_allclose(kept["obs" if playground else "final_obs"], true.obs, rtol=1e-6)
+    np.testing.assert_array_equal(np.abs(after.obs - true.obs).max(axis=2) > 1e-3, done)  # the reset overwrites it
+    assert terminated.sum() >= 3 <= kept["truncation"].sum()

@@ -4,7 +4,6 @@ tests/support/peers.py has what the agents store. A package that cannot be impor
 those that can be installed together.
 """
 
-import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
@@ -31,14 +30,6 @@ def rollouts_of(agent):
     return [peers.kind_of_rollout(AGENTS[agent], *each) for each in parameters]
 
 
-@contextlib.contextmanager
-def skip_import_errors():
-    try:
-        yield
-    except ImportError as error:
-        pytest.skip(f"cannot be imported: {error}")
-
-
 @pytest.mark.parametrize("agent", AGENTS)
 def test_call_matches_definition(agent):
     """On arrays of NumPy, and inside `jax.jit`."""
@@ -50,7 +41,7 @@ def test_call_matches_definition(agent):
 @pytest.mark.parametrize("agent", PACKAGES)
 def test_call_matches_package(agent):
     for rollout in rollouts_of(agent):
-        with skip_import_errors():
+        with peers.skip_import_errors():
             theirs = peers.run_package(agent, rollout)
         assert_close([peers.run_call(agent, rollout)[rollout.live]], [theirs[rollout.live]])
 
@@ -151,14 +142,14 @@ def test_swap_matches_definition_and_package(agent):
     whitening = {"normalize": normalize, "advantages": advantages, "mask": live}
     if agent == "tunix":
         assert_close([pages.run(peers.calls()[WHITENED], whitening)["whitened"][live]], [answers[0]])
-    with skip_import_errors(), peers.as_peers_want():
+    with peers.skip_import_errors(), peers.as_peers_want():
         theirs = peers.ask(package, x)
     assert_close(answers, [peers.in_rows(answer, rollout)[live] for answer in theirs])
 
 
 def test_swapped_buffer_matches_stable_baselines3():
     x = SimpleNamespace(**peers.names_of("stable-baselines3", rollouts_of("stable-baselines3")[0]))
-    with skip_import_errors():
+    with peers.skip_import_errors():
         theirs = peers.sb3_buffer(x)
         modules = {"stable_baselines3": SimpleNamespace(common=SimpleNamespace(buffers=peers.load(SB3)))}
         ours = peers.sb3_buffer(x, swap("sbx_gae", "GAEBuffer", **modules))

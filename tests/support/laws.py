@@ -81,9 +81,8 @@ def unused_entries_affect_nothing(estimate, rollout, reference=None):
     weights = 1 + np.arange(rollout.rewards.size, dtype=np.float32).reshape(rollout.rewards.shape)
     jitted, slopes = jax.jit(estimate), gradient(estimate)
     want = [np.asarray(x) for x in jitted(**rollout.arguments())]
-    want[1:] = [
-        np.where(rollout.live, x, 0) for x in want[1:]
-    ]  # the target of a masked row is its value, and 0 for NaN
+    # The target of a masked row is its value, and 0 for NaN.
+    want[1:] = [np.where(rollout.live, x, 0) for x in want[1:]]
     want_slopes = slopes(inputs_of(rollout), flags_of(rollout), weights, weights * rollout.live)
     for x in (np.float32(np.nan), np.float32(np.inf)):
         poisoned = with_unused_entries(rollout, x)
@@ -155,12 +154,7 @@ MUTANTS = {
         ("time runs forward", RECURSION, "reverse=True", "reverse=False"),
         ("lambda of its own row", RECURSION, "jnp.concatenate([before, lambda_[:-1]])", "lambda_"),
         ("bfloat16", RECURSION, "parameter.reshape(())", "lax.reduce_precision(parameter, 8, 7).reshape(())"),
-        (
-            "bootstrap values exchanged",
-            RECURSION,
-            "rollout.bootstrap_value, rows",
-            "rollout.bootstrap_value[::-1], rows",
-        ),
+        ("V(s_T) exchanged", RECURSION, "rollout.bootstrap_value, rows", "rollout.bootstrap_value[::-1], rows"),
         ("V(s_{T-1}) for V(s_T)", ROLLOUT, "rows.values[-1]", "rows.values[-2]"),
         ("parameters of the first row", RECURSION, "broadcast_like(parameter, r", "broadcast_like(parameter[:1], r"),
         ("truncation wins", RECURSION, "(row.terminated, 0", "(row.terminated & ~jnp.bool_(row.truncated), 0"),

@@ -48,8 +48,5 @@ def _compiled(gae, count, check_vma, specs, axis):
     def call(arguments, bootstrap_value):
         return gae(**arguments, bootstrap_value=bootstrap_value, time_axis=axis, time_axis_name="time")
 
-    return jax.jit(
-        jax.shard_map(
-            call, mesh=make_mesh(time=count), in_specs=(specs, P()), out_specs=specs["rewards"], check_vma=check_vma
-        )
-    )
+    how = {"in_specs": (specs, P()), "out_specs": specs["rewards"], "check_vma": check_vma}
+    return jax.jit(jax.shard_map(call, mesh=make_mesh(time=count), **how))

@@ -18,6 +18,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from support import pages
 from support.oracle import oracle
@@ -260,6 +261,14 @@ def load(name: str) -> ModuleType:
             return importlib.import_module(name)
         except Exception as error:
             raise ImportError(f"{name}: {error!r}") from error
+
+
+@contextlib.contextmanager
+def skip_import_errors():
+    try:
+        yield
+    except ImportError as error:
+        pytest.skip(f"cannot be imported: {error}")
 
 
 @contextlib.contextmanager
