@@ -1,6 +1,7 @@
 """Every test runs as strictly as JAX allows, on eight devices: CPUs, unless JAX_PLATFORMS names other devices."""
 
 import collections
+import gc
 import os
 
 import hypothesis
@@ -28,6 +29,22 @@ def fast_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def implicit_promotion():
+    """Promotes ranks and dtypes as JAX does by default, for packages that rely on it."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def leak_checks():
+    """Checks for leaked tracers. JAX collects garbage for each program: here, without what was there before."""
+    gc.freeze()
+    with jax.checking_leaks():
+        yield
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter):

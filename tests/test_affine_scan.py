@@ -29,14 +29,14 @@ def test_law(law, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["scan", *IMPLEMENTATIONS])
-@pytest.mark.usefixtures("fast_compilation", "kernel_in_an_interpreter")
+@pytest.mark.usefixtures("fast_compilation", "kernel_in_an_interpreter", "leak_checks")
 def test_inside_scan_and_checkify(implementation):
     init, xs, shared = problem(0, 5, (2,))
     want = lax_scan(init, xs, shared)
     scan = scan_of(gae_jax, implementation)
     _, stacked = lax.scan(lambda _, init: (0.0, scan(init, xs, shared)), 0.0, init[None])
     assert_all_close(jax.tree.map(lambda x: x[0], stacked), want)
-    with jax.checking_leaks(), jax.debug_nans(True):
+    with jax.debug_nans(True):
         error, got = checkify.checkify(jax.jit(lambda init: scan(init, xs, shared)))(init)
     error.throw()
     assert_all_close(got, want)

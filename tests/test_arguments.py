@@ -18,7 +18,7 @@ from support.versions import enable_x64
 
 from gae_jax import GAE, gae, n_step_advantages, normalize, vtrace
 
-pytestmark = pytest.mark.versions
+pytestmark = [pytest.mark.versions, pytest.mark.usefixtures("fast_compilation")]
 
 
 class Tensor:

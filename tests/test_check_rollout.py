@@ -19,6 +19,7 @@ from support.rollouts import Rollout
 import gae_jax
 from gae_jax.testing import check_rollout
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 T, N = 6, 2
 # Worker 0 is cut in row 1 and ends in the last row; worker 1 has two masked rows at its end, and goes on.
 MASK = np.array([[1, 1], [1, 1], [1, 1], [1, 1], [1, 0], [1, 0]], np.float32)

@@ -128,9 +128,10 @@ def checked(*arrays):
     ],
     ids=["jit", "checkpoint", "checkify", "donate", "vmap", "pmap", "scan", "shard_map"],
 )
+@pytest.mark.usefixtures("fast_compilation", "leak_checks")
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
 def test_transformed(transformed):
-    with jax.debug_nans(True), jax.checking_leaks():
+    with jax.debug_nans(True):
         assert_close(transformed(*map(jnp.asarray, ARRAYS)), WANT)
 
 

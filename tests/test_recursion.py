@@ -17,6 +17,8 @@ from support.versions import second_derivative_per_shard
 import gae_jax
 from gae_jax import gae, n_step_advantages
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
+
 
 def test_no_workers():
     output = gae(**random_rollout(3, steps=4, batch=(0,)).arguments())
@@ -39,7 +41,6 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("rollout", DEGENERATE.values(), ids=DEGENERATE)
-@pytest.mark.usefixtures("fast_compilation")
 def test_degenerate_rollout(rollout):
     laws.matches_oracle(gae, rollout)
     laws.unused_entries_affect_nothing(gae, rollout)
@@ -131,22 +132,23 @@ def two_steps_by_definition(rewards, values, terminated, gamma, lambda_):
     return lambda_ * (targets_by_definition(rewards, values, terminated, gamma, 1.0, n=2) - values[:-1])
 
 
-slow = pytest.mark.slow
+slow, versions = pytest.mark.slow, pytest.mark.versions
 BESIDE_LOOPS = {  # and the same by a Python loop
     "gae": (gae, targets_by_definition),
-    "gae, time split": (over_time(functools.partial(gae, implementation="blocked"), 3), targets_by_definition),
+    "gae, time split": (
+        over_time(functools.partial(gae, implementation="pallas"), 3, check_vma=False),  # Pallas's interpreter refuses
+        targets_by_definition,
+    ),
     "vtrace": (
         functools.partial(gae_jax.vtrace, log_rhos=LOG_RHOS, clip_c=0.5),
         functools.partial(targets_by_definition, rho=ratios(1.0), c=ratios(0.5)),
     ),
     "n-step": (two_steps, two_steps_by_definition),
 }
-SLOW = {"gae, time split": (slow, second_derivative_per_shard), "vtrace": slow, "n-step": slow}
+MARKS = {"gae": versions, "gae, time split": (slow, versions, second_derivative_per_shard), "vtrace": (slow, versions)}
 
 
-@pytest.mark.versions
-@pytest.mark.parametrize("name", ["gae", *(pytest.param(name, marks=marks) for name, marks in SLOW.items())])
-@pytest.mark.usefixtures("fast_compilation")
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, slow)) for name in BESIDE_LOOPS])
 def test_second_derivatives_of_a_loop_over_minibatches(name):
     """As for a meta-gradient of gamma and lambda; the batch is wide enough for the kernel of TPUs."""
 

@@ -156,8 +156,6 @@ def test_errors_are_raised_while_tracing():
 
 TYPED = random_rollout(7, steps=12, batch=(4,), ends=0.2, masked_share=0.1)
 WANT_TYPED = oracle(**TYPED.arguments())
-
-
 NUMBERS = [
     {"terminated": False, "bootstrap_value": 2.0, "final_values": 3.0},
     {"terminated": True, "bootstrap_value": 1},
@@ -166,14 +164,16 @@ NUMBERS = [
 
 
 @each_estimator
-@pytest.mark.parametrize("convert", [lambda x: x, np.asarray, jnp.asarray], ids=["Python", "NumPy", "JAX"])
-def test_one_number_equals_an_array_of_it(estimator, convert):
+@pytest.mark.usefixtures("fast_compilation")
+def test_one_number_equals_an_array_of_it(estimator):
+    """A number of Python, NumPy or JAX."""
     base = TYPED.replace(values=TYPED.values[:-1]).arguments()
     for numbers in NUMBERS:
         shapes = dict.fromkeys(numbers, (12, 4)) | {"bootstrap_value": (4,)}
         want = advantages_by(estimator, base | {name: np.full(shapes[name], x) for name, x in numbers.items()})
-        arguments = base | {name: convert(x) for name, x in numbers.items()}
-        np.testing.assert_array_equal(advantages_by(estimator, arguments), want)
+        for convert in (jnp.asarray, np.asarray, lambda x: x):
+            arguments = base | {name: convert(x) for name, x in numbers.items()}
+            np.testing.assert_array_equal(advantages_by(estimator, arguments), want)
         by_worker = {name: x.T if np.ndim(x) == 2 else x for name, x in arguments.items()}
         np.testing.assert_array_equal(advantages_by(estimator, by_worker | {"time_axis": 1}).T, want)
 

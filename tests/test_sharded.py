@@ -56,6 +56,7 @@ def placed(mesh, time=None, workers=None):
 
 # Workers.
 
+SPLIT = ("gae", "vtrace with unequal clips", "n_step_advantages")
 ONE_AXIS, TWO_AXES = {"a": 8}, {"a": 4, "b": 2}
 BLOCKED, KERNEL = {"implementation": "blocked"}, {"implementation": "pallas"}
 
@@ -63,7 +64,7 @@ BLOCKED, KERNEL = {"implementation": "blocked"}, {"implementation": "pallas"}
 @pytest.mark.parametrize(
     ("name", "kind", "how", "axes", "mesh_is_in_context"),
     [
-        *(pytest.param(name, kind, {}, ONE_AXIS, True, marks=versions) for name in ESTIMATORS for kind in KINDS),
+        *(pytest.param(name, kind, {}, ONE_AXIS, True, marks=versions) for name in SPLIT for kind in KINDS),
         pytest.param("gae", Auto, BLOCKED, ONE_AXIS, True, marks=slow),
         pytest.param("gae", Explicit, BLOCKED, TWO_AXES, False, marks=slow),
         pytest.param("gae", Explicit, KERNEL, ONE_AXIS, True, marks=(slow, versions, kernel_on_explicit_axes)),
@@ -89,6 +90,7 @@ def test_workers_split(name, kind, how, axes, mesh_is_in_context):
 @slow
 @versions
 @pytest.mark.parametrize("name", ["gae", "vtrace", "n_step_advantages"])
+@pytest.mark.usefixtures("fast_compilation")
 def test_arguments_split_in_different_ways(name):
     """Over Explicit axes: all arguments are split as the first that is split, and so are results and gradients."""
     mesh, estimate = make_mesh(Explicit, a=4, b=2), ESTIMATORS[name][0](gae_jax)
@@ -137,13 +139,13 @@ def test_time_split_matches_oracle(rollout, devices, implementation):
 @slow
 @pytest.mark.usefixtures("fast_compilation")
 @pytest.mark.parametrize(
-    ("law", "devices", "check_vma"),
-    [*((law, 3, True) for law in LAWS_OF_ALL), (laws.matches_oracle, 6, True), (laws.gradients_match_oracle, 3, False)],
+    ("law", "devices"),
+    [*((law, 3) for law in LAWS_OF_ALL), (laws.matches_oracle, 6)],
     ids=lambda x: getattr(x, "__name__", None),
 )
-def test_time_split_obeys_the_law(law, devices, check_vma):
+def test_time_split_obeys_the_law(law, devices):
     """With shards of two rows and of one; lambda_ varies beside a mask, varies without one, or does not vary."""
-    split = over_time(gae, devices, check_vma=check_vma)
+    split = over_time(gae, devices)
     for rollout in (EXAMPLES[0], EXAMPLES[3], EXAMPLES[7]):
         law(split, rollout)
 
@@ -237,17 +239,10 @@ def test_communication_does_not_depend_on_the_number_of_steps(varying, masked, w
 
 
 @slow
-@pytest.mark.parametrize(
-    ("implementation", "check_vma"),
-    [
-        (None, True),
-        ("blocked", False),
-        pytest.param("pallas", False, marks=(versions, kernel_with_derivative_per_shard)),
-    ],
-)
-@pytest.mark.parametrize("law", [scan_laws.outputs, scan_laws.derivatives], ids=lambda law: law.__name__)
-def test_affine_scan_split(implementation, check_vma, law):
-    """Outputs as of `lax.scan`, the last carry on every device; with derivatives. Reads one device's first carry."""
+@pytest.mark.parametrize(("implementation", "check_vma"), [(None, True), ("pallas", False)])
+@pytest.mark.usefixtures("fast_compilation")
+def test_affine_scan_split(implementation, check_vma):
+    """Outputs as of `lax.scan`, the last carry on every device. Reads one device's first carry."""
     mesh, arguments = make_mesh(time=8), scan_laws.problem(5, 24, (3,))
 
     def split(init, xs, shared, *, reverse=False):
@@ -265,5 +260,5 @@ def test_affine_scan_split(implementation, check_vma, law):
         return jnp.stack([last] * 8), ys
 
     with scan_laws.interpreted_kernel():
-        got, want = (jax.jit(functools.partial(law, scan))(*arguments) for scan in (split, whole))
-        scan_laws.assert_all_close(got, want, min(1e-4, scan_laws.LAWS[law]))
+        got, want = (jax.jit(functools.partial(scan_laws.outputs, scan))(*arguments) for scan in (split, whole))
+        scan_laws.assert_all_close(got, want)

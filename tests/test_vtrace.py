@@ -19,6 +19,7 @@ from support.versions import enable_x64
 import gae_jax
 from gae_jax import vtrace
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 ROLLOUT = random_rollout(0, steps=24, batch=(16,), ends=0.1, masked_share=0.2)
 ARRAYS = {k: jnp.asarray(x) for k, x in ROLLOUT.arguments().items() if isinstance(x, np.ndarray)}
 ARRAYS |= {"log_rhos": jnp.sin(ARRAYS["rewards"])}
@@ -26,7 +27,6 @@ ARRAYS |= {"log_rhos": jnp.sin(ARRAYS["rewards"])}
 
 @pytest.mark.parametrize("name", ["vtrace", "vtrace with unequal clips"])
 @pytest.mark.parametrize("law", estimator_laws.LAWS_OF_ALL, ids=lambda law: law.__name__)
-@pytest.mark.usefixtures("fast_compilation")
 def test_law(law, name):
     estimator, reference = estimator_laws.ESTIMATORS[name]
     estimate = estimator(gae_jax)
@@ -59,7 +59,6 @@ def test_blocked(clips):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clips", [{}, {"clip_c": 0.5}], ids=str)
-@pytest.mark.usefixtures("fast_compilation")
 def test_derivatives(clips):
     """With respect to all arguments that are no flags, away from the kinks at the clips."""
     with enable_x64(True):

@@ -17,16 +17,9 @@ import benchmark
 import contenders
 import tables
 
-pytestmark = pytest.mark.examples
+pytestmark = [pytest.mark.examples, pytest.mark.usefixtures("implicit_promotion")]
 FOLDER = pathlib.Path(benchmark.__file__).parent
 PAGE = "examples/guides/benchmark.md"
-
-
-@pytest.fixture(autouse=True)
-def as_contenders_want():
-    """Contenders mix dtypes and ranks, which the tests of this package forbid."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def loops_around_arithmetic(function, arrays):

@@ -24,15 +24,10 @@ for package in ("brax", "flax", "matplotlib", "rich", "tyro"):
 ocp, optax = map(pytest.importorskip, ("orbax.checkpoint", "optax"))
 environment, ppo, processes, trainer = map(pytest.importorskip, ("environment", "ppo", "processes", "trainer"))
 
-pytestmark = [pytest.mark.examples, pytest.mark.usefixtures("fast_compilation"), pytest.mark.timeout(900)]
+fixtures = pytest.mark.usefixtures("fast_compilation", "implicit_promotion")
+pytestmark = [pytest.mark.examples, fixtures, pytest.mark.timeout(900)]
 FOLDERS = f"{pathlib.Path(__file__).parents[2]}{os.pathsep}{pathlib.Path(ppo.__file__).parent}"
 SECONDS = 240
-
-
-@pytest.fixture(autouse=True)
-def as_users_run_it():
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def on_devices(devices, fn, in_specs, out_specs):
@@ -246,7 +241,6 @@ def test_two_killed_processes_resume_to_the_state_of_one_process(start, whole, t
     [
         (("--gamma", "0.5"), "--gamma: process 0 has 0.99, and process 1 has 0.5"),
         (("--overwrite",), "--overwrite: process 0 has False, and process 1 has True"),
-        (("--devices", "4"), "--devices differs between processes, or the machines have different numbers of devices"),
     ],
 )
 def test_processes_with_other_options_are_refused(start, tmp_path, options, complaint):

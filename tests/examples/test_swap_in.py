@@ -17,15 +17,8 @@ from support.oracle import oracle
 pytest.importorskip("tyro")
 import swap_in
 
-pytestmark = pytest.mark.examples
+pytestmark = [pytest.mark.examples, pytest.mark.usefixtures("implicit_promotion")]
 PAGE = "examples/guides/agents.md"
-
-
-@pytest.fixture(autouse=True)
-def as_agents_want():
-    """Agents mix dtypes and ranks, which the tests of this package forbid."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 ROLLOUT = peers.kind_of_rollout("dropped", 0, 0.9, 0.8)

@@ -92,6 +92,14 @@ def test_by_default_there_is_a_device_per_core(cores, num_envs, devices, monkeyp
     assert processes.with_devices(Config(devices=16), options.Cluster()) == Config(devices=16)
 
 
+def test_processes_with_different_numbers_of_devices_are_refused(monkeypatch, capsys):
+    for name, number in {"process_count": 2, "device_count": 6, "local_device_count": 4}.items():
+        monkeypatch.setattr(jax, name, lambda number=number: number)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    complaint = complaint_of(processes.with_devices, Config(devices=4), options.Cluster(2), capsys=capsys)
+    assert complaint.startswith("error: --devices differs between processes, or the machines have different numbers")
+
+
 def test_a_port_that_is_taken_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(processes, "explain_aborts", lambda: None)  # it would take the standard error of the tests
     with socket.create_server(("", 0)) as taken:

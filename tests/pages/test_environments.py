@@ -5,7 +5,6 @@ these steps episode by episode, so nothing of the resetting is in the reference.
 """
 
 import collections
-import warnings
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from jax import lax
 from support import pages
 from support.oracle import oracle
 
+pytestmark = pytest.mark.usefixtures("fast_compilation")
 PAGE = "examples/guides/environments.md"
 N, STEPS = 4, 64
 LIMIT = 12  # steps: short enough for time limits and terminations both to be frequent
@@ -52,7 +52,7 @@ MISTAKES = SAME_STEP | {
 # The environment, and the comparison.
 
 
-class Walk(gymnasium.Env):
+class Walk(gymnasium.Env[Any, Any]):
     """Adds random steps to a random place, terminates beyond a bound, and is cut off at a limit."""
 
     observation_space, action_space = gymnasium.spaces.Box(-9, 9, (2,)), gymnasium.spaces.Discrete(2)
@@ -64,7 +64,7 @@ class Walk(gymnasium.Env):
         self.place, self.age = self.rng.uniform(-1, 1, 2).astype(np.float32), 0
         return self.place, {}
 
-    def step(self, _):
+    def step(self, action):
         self.place = self.place + np.float32(self.rng.uniform(-1, 1)) * np.array([0.5, -0.25], np.float32)
         self.final, self.age, self.moves = self.place, self.age + 1, self.moves + 1
         return self.place, float(self.place[1]), bool(self.place[0] > 0.5), self.age == LIMIT, {}
@@ -321,17 +321,10 @@ def test_old_gymnax_wrapper(terminates, limit):
     assert state.time == (0 if done else LIMIT)
 
 
-@pytest.fixture
-def as_libraries_are():
-    """Environments rely on implicit promotion, and warn."""
-    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        warnings.simplefilter("ignore")
-        yield
-
-
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("interface", ["gymnasium", "gym"])
-def test_rows_of_envpool(interface, as_libraries_are):
+def test_rows_of_envpool(interface, implicit_promotion):
     """The row after an end only resets: CartPole's step counter is 0 there, and its reward is 1 elsewhere."""
     envpool = pytest.importorskip("envpool")
     envs = envpool.make("CartPole-v1", env_type=interface, num_envs=N, max_episode_steps=LIMIT, seed=0)
@@ -346,7 +339,8 @@ def test_rows_of_envpool(interface, as_libraries_are):
 
 
 @pytest.mark.slow
-def test_final_observation_of_gymnax(as_libraries_are):
+@pytest.mark.filterwarnings("ignore")
+def test_final_observation_of_gymnax(implicit_promotion):
     """`step_env` from the same state is the transition without the reset."""
     gymnax = pytest.importorskip("gymnax")
     env, params = gymnax.make("CartPole-v1")
@@ -375,8 +369,9 @@ class JaxWalk(NamedTuple):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("heading", [BRAX_FINAL, PLAYGROUND])
-def test_wrappers_of_brax_and_playground(heading, as_libraries_are, fast_compilation):
+def test_wrappers_of_brax_and_playground(heading, implicit_promotion):
     """The walk without any wrapper, from the same states, has the final observations and the terminations."""
     training, envs = (pytest.importorskip(f"brax.envs{x}") for x in (".wrappers.training", ""))
     playground = pytest.importorskip("mujoco_playground") if heading == PLAYGROUND else None

@@ -11,6 +11,7 @@ import re
 import sys
 import warnings
 from collections import namedtuple
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -231,14 +232,18 @@ def block_of(agent: str) -> str:
     return first + found[agent.removesuffix(", its default")]
 
 
-def run_call(agent: str, rollout: Rollout, inside_jit: bool = False) -> np.ndarray:
-    """The advantages of the block, or the targets if it has only these, [T, N]."""
+def call_of(agent: str, rollout: Rollout) -> tuple[Callable[[Names], Any], Names]:
+    """The block as a function, which returns the advantages, or the targets if it has only these; and its arrays."""
     block, names = block_of(agent), names_of(agent, rollout)
     answer = "advantages" if "advantages" in block else "targets"
     arrays = {name: x for name, x in names.items() if isinstance(x, np.ndarray | jax.Array) or hasattr(x, "_fields")}
-    call = jax.jit if inside_jit else lambda function: function
-    results = call(lambda arrays: pages.run(block, names | pages.imports(PAGE) | arrays)[answer])(arrays)
-    return in_rows(results, rollout)
+    return lambda arrays: pages.run(block, names | pages.imports(PAGE) | arrays)[answer], arrays
+
+
+def run_call(agent: str, rollout: Rollout) -> np.ndarray:
+    """What the block computes, [T, N]."""
+    call, arrays = call_of(agent, rollout)
+    return in_rows(call(arrays), rollout)
 
 
 def in_rows(x: Any, rollout: Rollout) -> np.ndarray:
