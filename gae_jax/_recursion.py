@@ -109,9 +109,8 @@ def lambdas_before(rollout: Rollout, *, time_axis_name: str | None = None, imple
     if mask is None:
         before = lambda_[-1:]  # row 0 of the rollout has no row before it, and its h is not used
         if time_axis_name is not None:
-            before = lax.ppermute(
-                before, time_axis_name, [(i, i + 1) for i in range(lax.axis_size(time_axis_name) - 1)]
-            )
+            to_next_shard = [(i, i + 1) for i in range(lax.axis_size(time_axis_name) - 1)]
+            before = lax.ppermute(before, time_axis_name, to_next_shard)
         return jnp.concatenate([before, lambda_[:-1]])
     lambda_ = broadcast_like(lambda_, rollout.terminated)
     init = zeros_placed_like(lambda_[0])

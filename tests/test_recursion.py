@@ -145,7 +145,7 @@ BESIDE_LOOPS = {  # and the same by a Python loop
     ),
     "n-step": (two_steps, two_steps_by_definition),
 }
-MARKS = {"gae": versions, "gae, time split": (slow, versions, second_derivative_per_shard), "vtrace": (slow, versions)}
+MARKS = {"gae": versions, "gae, time split": (slow, versions, second_derivative_per_shard)}  # others are slow
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, slow)) for name in BESIDE_LOOPS])

@@ -78,10 +78,8 @@ def _on_lanes(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -
         return (x.astype(jnp.int32) if x.dtype == jnp.bool_ else x).reshape(length, -1)
 
     length = jax.tree.leaves(xs)[0].shape[0]
-    rows = jax.tree.map(lambda x: in_lanes(x, length), xs)
-    last, ys = _call_kernel(
-        step_on_lanes, in_lanes(init), rows, is_flag[0], jax.tree.map(in_lanes, shared), reverse=reverse
-    )
+    rows, shared = jax.tree.map(lambda x: in_lanes(x, length), xs), jax.tree.map(in_lanes, shared)
+    last, ys = _call_kernel(step_on_lanes, in_lanes(init), rows, is_flag[0], shared, reverse=reverse)
     return last.reshape(init.shape), jax.tree.map(lambda y: y.reshape(length, *init.shape), ys)
 
 
@@ -138,6 +136,7 @@ def _call_kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, 
         last[...] = carry[...]
 
     flag_block = pltpu.VMEM((rows_in_block, lanes_in_block), jnp.int32)
+    flag_blocks = jax.tree.map(lambda flag: flag_block if flag else None, is_flag)
     fused = jax.tree.leaves((True, is_flag, jax.tree.map(lambda _: True, shared)))
     return pl.pallas_call(
         kernel,
@@ -146,9 +145,6 @@ def _call_kernel(step: Step, init: Array, rows: Any, is_flag: Any, shared: Any, 
         in_specs=jax.tree.map(spec, inputs),
         out_specs=jax.tree.map(spec, outputs),
         out_shape=outputs,
-        scratch_shapes=[
-            pltpu.VMEM((1, lanes_in_block), init.dtype),
-            jax.tree.map(lambda flag: flag_block if flag else None, is_flag),
-        ],
+        scratch_shapes=[pltpu.VMEM((1, lanes_in_block), init.dtype), flag_blocks],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), allow_input_fusion=fused),
     )(*inputs)

@@ -18,14 +18,7 @@ from gae_jax._affine_scan.affine_map import AffineMap, Step, apply
 
 
 def sharded(
-    scan: Callable[..., tuple[Array, Any]],
-    step: Step,
-    init: Array,
-    xs: Any,
-    shared: Any,
-    *,
-    reverse: bool,
-    axis_name: str,
+    scan: Callable[..., Any], step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool, axis_name: str
 ) -> tuple[Array, Any]:
     """Scans with `scan` on each device, where device i holds the i-th shard of `xs`.
 
