@@ -103,6 +103,11 @@ OTHER_WAYS = [  # to make some of the mistakes
     (ENDING, [("carried, later", "carried, 0"), ("np.where(mask[t], values[t], next_value)", "values[t]")]),
     (DECAYING, [*BUGS[DECAYING], ("mask[t], values[t], next_value", "mask[t], values[t], 0")]),
     (DECAYING, [*BUGS[DECAYING], ("mask[t], values[t],", "True, values[t],")]),
+    *(
+        ("normalized", [("return result", f"return (result - result.mean({over})) / (result.std({over}{n}) + 1e-5)")])
+        for over in ("", "where=mask, ")
+        for n in ("", "ddof=1")
+    ),
 ]
 SHIFTED = {
     "the values": ["values"],
