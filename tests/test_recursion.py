@@ -15,7 +15,7 @@ from support.scan_laws import interpreted_kernel
 from support.versions import second_derivative_per_shard
 
 import gae_jax
-from gae_jax import gae, n_step_advantages
+from gae_jax import gae
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 
@@ -105,15 +105,15 @@ MINIBATCHES = [random_rollout(seed, steps=3, batch=(16,), truncation=None) for s
 LOG_RHOS = jnp.sin(jnp.arange(3 * 16.0)).reshape(3, 16)
 
 
-def targets_by_definition(rewards, values, terminated, gamma, lambda_, rho: Any = 1.0, c: Any = 1.0, n=None):
-    """Returns V-trace targets: A_t + V(s_t) with the ratios 1; of n steps where `n` is given."""
+def targets_by_definition(rewards, values, terminated, gamma, lambda_, rho: Any = 1.0, c: Any = 1.0):
+    """Returns V-trace targets: A_t + V(s_t) with the ratios 1."""
     steps, discounts = len(rewards), gamma * (1 - terminated.astype(jnp.float32))
     weights, rho = c * lambda_ * jnp.ones(rewards.shape), rho * jnp.ones(rewards.shape)
     deltas = rho * (rewards + discounts * values[1:] - values[:-1])
     targets = []
     for t in range(steps):
         product, target = jnp.ones(rewards.shape[1:]), values[t]
-        for k in range(t, min(steps, t + (n or steps))):
+        for k in range(t, steps):
             target += product * deltas[k]
             product *= discounts[k] * weights[k]
         targets.append(target)
@@ -122,14 +122,6 @@ def targets_by_definition(rewards, values, terminated, gamma, lambda_, rho: Any 
 
 def ratios(clip):
     return jnp.exp(jnp.minimum(LOG_RHOS, jnp.log(clip)))
-
-
-def two_steps(*arrays, gamma, lambda_):
-    return lambda_ * n_step_advantages(*arrays, n=2, gamma=gamma)
-
-
-def two_steps_by_definition(rewards, values, terminated, gamma, lambda_):
-    return lambda_ * (targets_by_definition(rewards, values, terminated, gamma, 1.0, n=2) - values[:-1])
 
 
 slow, versions = pytest.mark.slow, pytest.mark.versions
@@ -143,12 +135,11 @@ BESIDE_LOOPS = {  # and the same by a Python loop
         functools.partial(gae_jax.vtrace, log_rhos=LOG_RHOS, clip_c=0.5),
         functools.partial(targets_by_definition, rho=ratios(1.0), c=ratios(0.5)),
     ),
-    "n-step": (two_steps, two_steps_by_definition),
 }
-MARKS = {"gae": versions, "gae, time split": (slow, versions, second_derivative_per_shard)}  # others are slow
+MARKS = {"gae": versions, "gae, time split": (slow, second_derivative_per_shard), "vtrace": slow}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, slow)) for name in BESIDE_LOOPS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS[name]) for name in BESIDE_LOOPS])
 def test_second_derivatives_of_a_loop_over_minibatches(name):
     """As for a meta-gradient of gamma and lambda; the batch is wide enough for the kernel of TPUs."""
 

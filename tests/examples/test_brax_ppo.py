@@ -1,6 +1,7 @@
 """examples/brax_ppo: the formulas of PPO, that it learns, and its runs in one and two processes: killed and resumed."""
 
 import collections
+import dataclasses
 import os
 import pathlib
 import re
@@ -236,18 +237,12 @@ def test_two_killed_processes_resume_to_the_state_of_one_process(start, whole, t
     assert state_in(split) == state_in(whole)
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (("--gamma", "0.5"), "--gamma: process 0 has 0.99, and process 1 has 0.5"),
-        (("--overwrite",), "--overwrite: process 0 has False, and process 1 has True"),
-    ],
-)
-def test_processes_with_other_options_are_refused(start, tmp_path, options, complaint):
+def test_processes_with_other_options_are_refused(start, tmp_path):
     """Each process says why, also one that is a second later than the other."""
     later = "refuse = processes.refuse\nprocesses.refuse = lambda why: (time.sleep(jax.process_index()), refuse(why))"
-    for process in start_two(start, *RUN, "--out", tmp_path, second=options, python=f"import jax, time\n{later}"):
-        assert status_and_complaint(process) == (2, f"error: {complaint}\n")
+    how = {"second": ("--gamma", "0.5"), "python": f"import jax, time\n{later}"}
+    for process in start_two(start, *RUN, "--out", tmp_path, **how):
+        assert status_and_complaint(process) == (2, "error: --gamma: process 0 has 0.99, and process 1 has 0.5\n")
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -260,7 +255,7 @@ def test_waits_for_the_other_processes_for_a_limited_time(start, tmp_path, proce
 
 
 def test_ctrl_c_writes_everything_and_the_run_resumes_to_the_same_state(run, whole, monkeypatch, tmp_path):
-    report, early = trainer.report, tmp_path / "early"
+    report, early, compared = trainer.report, tmp_path / "early", []
 
     def report_and_interrupt(config, done, *arguments):
         if done == 20:
@@ -269,7 +264,9 @@ def test_ctrl_c_writes_everything_and_the_run_resumes_to_the_same_state(run, who
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "report", report_and_interrupt)
+        patched.setattr(processes, "refuse_other_options", compared.append)
         assert re.search(r"^to go on: .* --resume$", run(*RUN, "--out", early), re.MULTILINE)
+    assert compared[0].keys() == {*dataclasses.asdict(ppo.Config()), "resume", "overwrite", "play"}
     assert steps_in(early) == [20]
     assert len((early / "metrics.csv").read_text().splitlines()) == 1 + 20
     printed = run("--resume", "--env", "fast", "--out", early)
