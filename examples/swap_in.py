@@ -98,22 +98,29 @@ def brax_agent() -> Agent:
 
     env = envs.get_environment("inverted_pendulum", backend="generalized")
 
-    recipe: dict[str, Any] = {"num_envs": 64, "unroll_length": 32, "batch_size": 16, "episode_length": 1000}
-    recipe |= {"num_minibatches": 4, "num_updates_per_batch": 4, "learning_rate": 1e-3, "entropy_cost": 1e-3}
-    recipe |= {"discounting": 0.99, "gae_lambda": 0.95, "clipping_epsilon": 0.2, "reward_scaling": 0.1}
-    recipe["normalize_observations"] = True
-
     def train(seed: int, iterations: int) -> list[float]:
         returns = []
         ppo.train(
             environment=env,
             num_timesteps=EVALUATIONS * iterations * ITERATION,
+            num_envs=64,
+            episode_length=1000,
+            unroll_length=32,
+            batch_size=16,
+            num_minibatches=4,
+            num_updates_per_batch=4,
+            learning_rate=1e-3,
+            entropy_cost=1e-3,
+            discounting=0.99,
+            gae_lambda=0.95,
+            clipping_epsilon=0.2,
+            reward_scaling=0.1,
+            normalize_observations=True,
             num_evals=EVALUATIONS + 1,
             num_eval_envs=16,
             deterministic_eval=True,
             progress_fn=lambda _, metrics: returns.append(float(metrics["eval/episode_reward"])),
             seed=seed,
-            **recipe,
         )
         return returns
 

@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+from support import peers
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -34,7 +35,7 @@ def fast_compilation():
 @pytest.fixture
 def implicit_promotion():
     """Promotes ranks and dtypes as JAX does by default, for packages that rely on it."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    with peers.as_peers_want():
         yield
 
 

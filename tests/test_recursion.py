@@ -127,8 +127,8 @@ def ratios(clip):
 slow, versions = pytest.mark.slow, pytest.mark.versions
 BESIDE_LOOPS = {  # and the same by a Python loop
     "gae": (gae, targets_by_definition),
-    "gae, time split": (
-        over_time(functools.partial(gae, implementation="pallas"), 3, check_vma=False),  # Pallas's interpreter refuses
+    "gae, time split": (  # Pallas's interpreter refuses check_vma
+        over_time(functools.partial(gae, implementation="pallas"), 3, check_vma=False),
         targets_by_definition,
     ),
     "vtrace": (

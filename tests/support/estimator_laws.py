@@ -49,7 +49,7 @@ ESTIMATORS = {  # functions of a library that return an estimator, and the refer
     "vtrace with unequal clips": (lambda lib: vtrace_of(lib, **UNEQUAL_CLIPS), vtrace_reference(UNEQUAL_CLIPS)),
     "n_step_advantages": (n_steps_of, n_steps_reference()),
 }
-LAWS_OF_ALL = [any_time_axis, unused_entries, gradients_match_oracle]  # axis 0 is one of any
+LAWS_OF_ALL = [any_time_axis, unused_entries, gradients_match_oracle]  # `any_time_axis` contains `matches_oracle`
 
 
 # Mistakes in the package: the estimator and the law that must detect them, a name, a file, and what changes there.
