@@ -22,10 +22,11 @@ pytestmark = [pytest.mark.versions, pytest.mark.usefixtures("fast_compilation")]
 
 
 class Tensor:
-    """An array of another library, which exchanges it by DLPack, as torch does."""
+    """An array of another library, which exchanges it by DLPack; with `requires_grad`, as torch does."""
 
-    def __init__(self, *shape, requires_grad=False, device=(1, 0)):
-        self.array, self.requires_grad, self.device = zeros(*shape), requires_grad, device
+    def __init__(self, *shape, device=(1, 0), **attributes):
+        self.array, self.device = zeros(*shape), device
+        vars(self).update(attributes)
 
     def __dlpack__(self, **how):
         return self.array.__dlpack__(**how)

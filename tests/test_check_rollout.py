@@ -98,7 +98,8 @@ ACCEPTED: list[dict[str, Any]] = [
     DROPPED,  # the reward of a dropped row
 ]
 LONGER = np.ones((T + 1, N), np.float32)
-LONGER[T] = nan
+LONGER[T, 1] = nan
+LAST_ROW: dict[str, Any] = {name: x[-1:, 1:] if x.ndim == 2 else x[1:] for name, x in ARGUMENTS.items()} | NO_MASK
 ADVICE = "12, the first at [0, 0]. If these are probabilities p, pass terminated=False and gamma=gamma * (1 - p)"
 REFUSED: list[tuple[str, str, str, dict[str, Any]]] = [
     *((name, words, f"1, the first at {[*index]}", with_entry(name, index, x)) for name, index, x, words in READ),
@@ -106,6 +107,7 @@ REFUSED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("bootstrap_value", FINITE, "1, the first at [1]", {"bootstrap_value": inf}),
     ("rewards", FINITE, "4, the first at [0, 2]", transposed(**with_entry("rewards", slice(2, 4), nan))),
     ("values", FINITE, "1, the first at [6, 1]", NO_MASK | {"values": LONGER, "bootstrap_value": None}),
+    ("values", FINITE, "1, the first at [1, 0]", LAST_ROW | {"values": LONGER[-2:, 1:], "bootstrap_value": None}),
     *(
         (name, must, f"{np.size(x)}, the first at {[0] * x.ndim}", NO_MASK | {name: x})
         for name, must in (("gamma", GAMMA), ("lambda_", LAMBDA))

@@ -227,8 +227,7 @@ def _explanations(got: dict[str, np.ndarray], tolerance: float) -> list[Explanat
 
 def _close(x: np.ndarray, y: np.ndarray | float, tolerance: float, rows: np.ndarray) -> Any:
     """Returns whether arrays `[..., T, N]` differ by rounding in these rows; NaN and inf do not."""
-    with np.errstate(invalid="ignore"):
-        return (np.abs(x - y) <= tolerance)[..., rows].all(axis=-1)
+    return (np.abs(x - y) <= tolerance)[..., rows].all(axis=-1)
 
 
 def _leaks(
