@@ -182,7 +182,9 @@ def test_takes_advantages_and_targets_in_either_order(change, named, returns):
     assert f"the function returns {returns}, in this order" in str(report).splitlines()
     if named == TARGETS:
         verdict = report.verdicts[0]
-        np.testing.assert_allclose(verdict.want, right(**verdict.arguments) + verdict.arguments["values"], rtol=1e-5)
+        advantages, values = right(**verdict.arguments), verdict.arguments["values"]
+        np.testing.assert_allclose(verdict.got, change(advantages, values)[1], rtol=1e-5)
+        np.testing.assert_allclose(verdict.want, advantages + values, rtol=1e-5)
         assert f"{verdict.case}: {verdict.wrong.sum()} of 24 rows are wrong" in str(report)
         assert not any(np.any(verdict.wrong & ~verdict.arguments["mask"]) for verdict in report.verdicts)
 

@@ -71,6 +71,7 @@ SHAPES = [  # the other arguments, the name of the wrong one, what is passed, th
     (GOOD, "rewards", zeros(T + 1, N), ROWS, TOO_MANY),
     (GOOD, "rewards", zeros(N, T), ROWS, SWAPPED),
     (GOOD, "rewards", zeros(0, N), ROWS, ""),
+    (TEAM, "terminated", zeros(N, T, 2), (T, N, 2), SWAPPED),
     (TEAM, "terminated", zeros(T, N), (T, N, 2), SHARED.format("None", (T, N, 2))),
     (TEAM, "mask", zeros(T), (T, N, 2), SHARED.format("None, None", (T, N, 2))),
     (TEAM, "values", zeros(T + 1, N), (T + 1, N, 2), SHARED.format("None", (T + 1, N, 2))),

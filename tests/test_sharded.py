@@ -101,10 +101,11 @@ def test_arguments_split_in_different_ways(name):
     with_gradient = jax.jit(jax.value_and_grad(total) if gradients_on_explicit_axes else total)
     wanted = with_gradient(ARRAYS["rewards"], ARRAYS)
     splits = [P(), P("a"), P("b"), P(("a", "b")), None]
-    for first in range(3):
+    of_arrays = [[splits[(i + first) % 5] for i in range(6)] for first in range(3)]
+    for of_each in [*of_arrays, [None] * 5 + [P("a")]]:  # V(s_T) alone
         arrays = dict(ARRAYS)
-        for i, (name, x) in enumerate(ARRAYS.items()):
-            if (split := splits[(i + first) % 5]) is not None:
+        for (name, x), split in zip(ARRAYS.items(), of_each, strict=True):
+            if split is not None:
                 arrays[name] = jax.device_put(x, NamedSharding(mesh, P(*[None] * (x.ndim - 1), *split)))
         with set_mesh(mesh):
             got = with_gradient(arrays["rewards"], arrays)
