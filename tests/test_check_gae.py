@@ -129,6 +129,8 @@ def test_names_the_arguments_that_leak(name):
     assert mistakes(report) == {LEAK}
     assert {leaks for verdict in report.verdicts for leaks in verdict.leaks} == {name}
     assert not report.right
+    report = check_gae(lambda **case: leaking(**case) + 0.5 * np.any(case["truncated"]) * case["mask"])
+    assert str(report).count(f"{LEAK} (") == 1  # it is not told again of the cases that are wrong with finite numbers
 
 
 def test_final_values_of_terminated_rows_are_unused():
@@ -156,6 +158,8 @@ def test_masked_rows_must_be_0():
         report = check_gae(lambda wrong=wrong, **case: np.where(case["mask"], right(**case), case.get(wrong, wrong)))
         assert mistakes(report) == {MASKED}
         assert not any(verdict.leaks for verdict in report.verdicts)
+    report = check_gae(lambda **case: right(**case) + 0 * ~case["mask"] * case["rewards"])
+    assert mistakes(report) == {LEAK}
     report = check_gae(lambda **case: right(**case | {"lambda_": 1.0}) + 0.5 * ~case["mask"])
     assert mistakes(report) == {"λ is missing", f"λ is missing; {MASKED}"}
 
@@ -187,6 +191,11 @@ def test_takes_advantages_and_targets_in_either_order(change, named, returns):
         np.testing.assert_allclose(verdict.want, advantages + values, rtol=1e-5)
         assert f"{verdict.case}: {verdict.wrong.sum()} of 24 rows are wrong" in str(report)
         assert not any(np.any(verdict.wrong & ~verdict.arguments["mask"]) for verdict in report.verdicts)
+
+
+def test_targets_of_another_lambda_are_wrong():
+    report = check_gae(lambda **case: (right(**case), right(**case | {"lambda_": 1.0}) + case["values"]))
+    assert mistakes(report) == {TARGETS}
 
 
 def test_targets_may_have_one_of_two_mistakes():
