@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from support.laws import assert_close
@@ -135,7 +136,7 @@ def test_ddof(ddof):
 
 
 def test_too_few_entries_give_0():
-    """None, one, or no more than `ddof`; and a gradient that is finite."""
+    """None, one, or no more than `ddof`; a gradient that is finite, and no NaN on the way."""
     for x in (np.zeros((0, 3), np.float32), np.zeros(0, np.float32)):
         assert normalize(x, ddof=1).shape == normalize(x).shape == x.shape
     x = np.array([2.0, 3.0, 5.0, NAN], np.float32)
@@ -144,6 +145,7 @@ def test_too_few_entries_give_0():
         mask = np.arange(4) < count
         for epsilon in (1e-8, 0.0):
             np.testing.assert_array_equal(normalize(x, mask, epsilon=epsilon, ddof=ddof), 0)
+        checkify.checkify(normalize, checkify.nan_checks)(np.nan_to_num(x), mask, ddof=ddof)[0].throw()
         np.testing.assert_array_equal(gradient(x, mask, float(ddof)), 0)
 
 
