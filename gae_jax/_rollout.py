@@ -91,8 +91,9 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     """Checks every shape with chex, and returns the rollout in canonical form.
 
     In canonical form time is the first axis, flags are bool, and numbers have the dtype that the recursion runs in,
-    float32 or wider. `values` is `[T, *B]`, beside `bootstrap_value` `[*B]`. gamma and lambda_ have the axes of
-    `rewards`, of length 1 where they do not vary.
+    float32 or wider. `values` is `[T, *B]`, beside `bootstrap_value` `[*B]`. One number or flag that stands for all, as
+    `terminated=False` or `bootstrap_value=0.0`, is repeated. gamma and lambda_ have the axes of `rewards`, of length 1
+    where they do not vary.
 
     Returns:
       The rollout, and a function that brings a result `[T, *B]` to the caller's layout: its axis of time, its dtype.
@@ -102,7 +103,6 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     """
     rollout = jax.tree.map(jnp.asarray, rollout, is_leaf=lambda x: isinstance(x, float))
     _assert_shapes(rollout, axis)
-    rollout = with_numbers_repeated(rollout, axis)
     # Neither flags nor gamma and lambda_ decide the dtype of the results. A long sum in bfloat16 would lose its digits.
     dtype = promoted(*jax.tree.leaves([getattr(rollout, name) for name in NUMBERS]))
 
@@ -112,18 +112,14 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     return placed_alike(_in_canonical_form(rollout, axis, promoted(dtype, jnp.float32))), to_caller_layout
 
 
-def with_numbers_repeated(rollout: Rollout, axis: int) -> Rollout:
-    """Returns arrays where one number or flag stands for all: `terminated=False`, `bootstrap_value=0.0`."""
-    shapes = _shapes(np.shape(rollout.rewards), axis)
-    numbers = {name: x for name in ONE_IS_ENOUGH if (x := getattr(rollout, name)) is not None and np.ndim(x) == 0}
-    return rollout._replace(**{name: jnp.broadcast_to(x, shapes[name]) for name, x in numbers.items()})
-
-
 def _in_canonical_form(rollout: Rollout, axis: int, dtype: Any) -> Rollout:
     """Returns arrays with the axes of `rewards`, time first, and V(s_T) apart; flags are bool, numbers of the dtype."""
+    shapes = _shapes(rollout.rewards.shape, axis)
 
     def converted(name: str, x: Array) -> Array:
         x = x.astype(bool if name in FLAGS else dtype)
+        if name in ONE_IS_ENOUGH:
+            x = jnp.broadcast_to(x, shapes[name])
         if name == "bootstrap_value":  # it has no axis of time
             return x
         return jnp.moveaxis(x.reshape((1,) * (rollout.rewards.ndim - x.ndim) + x.shape), axis, 0)

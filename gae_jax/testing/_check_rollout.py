@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit, with_numbers_repeated
+from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit
 
 MUST = dict.fromkeys(FLAGS, "hold 0 and 1") | {
     name: f"lie in [{low}, {high}]" for name, (low, high) in PARAMETERS.items()
@@ -79,21 +79,21 @@ def check_rollout(
     )
     axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name)
     rows, _ = canonical(rollout, axis)
-    rollout = with_numbers_repeated(rollout, axis)
-    flags = {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name in FLAGS if (x := getattr(rollout, name)) is not None}
+    flags = {name: x for name in FLAGS if (x := getattr(rollout, name)) is not None}
+    flags = {name: jnp.moveaxis(jnp.broadcast_to(x, np.shape(rewards)), axis, 0) for name, x in flags.items()}
     given, read = rows._asdict() | flags, _entries_read(rows, time_axis_name)
     wrong = {name: entries & ~_holds(name, given[name]) for name, entries in read.items()}
     if bootstrap_value is None:  # it is the last row of `values`
         wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
     for name, entries in wrong.items():
-        if name in PARAMETERS:
-            constant_axes = [i for i, size in enumerate(given[name].shape) if size == 1]
-            entries = jnp.any(entries, axis=constant_axes, keepdims=True)
         if name != "bootstrap_value":
             entries = jnp.moveaxis(entries, 0, axis)
+        if name in PARAMETERS:
+            constant_axes = [i for i, size in enumerate(jnp.moveaxis(given[name], 0, axis).shape) if size == 1]
+            entries = jnp.any(entries, axis=constant_axes).reshape(np.shape(getattr(rollout, name)))
         must, hint = MUST.get(name, "hold finite numbers"), PROBABILITIES if name == "terminated" else ""
         message = f"`{name}` must {must} where it is read; wrong entries: FOUND{hint}"
-        _report(message, entries.reshape(np.shape(getattr(rollout, name))), is_error=True)
+        _report(message, entries, is_error=True)
     live = read["values"]
     for name in ("rewards", *flags):
         lost = ~live & given[name].astype(bool) & jnp.isfinite(given[name])
