@@ -53,8 +53,6 @@ def _flags(text: str) -> np.ndarray:
 
 
 KNOBS = {  # what makes the reference wrong, beside other arguments
-    "td_without_gamma": False,  # 1 for γ in the TD error
-    "carry_without_gamma": False,  # 1 for γ before A_{t+1}
     "first_without_lambda": False,  # 1 for λ in A_t, but not in what the row before gets
     "own_value": False,  # V(s_t) for V(s_{t+1})
     "reset_value": False,  # V(s_{t+1}) for V(final observation)
@@ -82,10 +80,9 @@ def advantages(x: SimpleNamespace) -> np.ndarray:
     next_values = np.where(x.truncated & ~x.terminated, final_values, next_values)
     if not x.value_after_end:
         next_values = np.where(x.terminated, 0, next_values)
-    deltas = x.rewards + (1 if x.td_without_gamma else x.gamma) * next_values - x.values
+    deltas = x.rewards + x.gamma * next_values - x.values
     deltas = np.where(np.isnan(next_values), 0, deltas)  # NaN: a dropped row
-    goes_on = ~(x.terminated | x.truncated) | x.carry_after
-    decay = np.where(goes_on, 1 if x.carry_without_gamma else x.gamma, 0)
+    decay = np.where(~(x.terminated | x.truncated) | x.carry_after, x.gamma, 0)
     first_lambda = 1 if x.first_without_lambda else x.lambda_
     result, later = np.zeros(x.values.shape), 0.0
     for t in rows if x.forward else reversed(rows):
@@ -201,8 +198,8 @@ FAMILIES: dict[str, dict[str, list[Change]]] = {  # what to do: {the name of a m
         "λ is squared": _with(lambda_=lambda c: c.lambda_**2),
         "γ for λ": _with(lambda_=lambda c: c.gamma),
         "γ is missing": _with(gamma=1),
-        "γ is missing in the TD error": _with(td_without_gamma=True),
-        "γ is missing in the carry": _with(carry_without_gamma=True),
+        "γ is missing in the TD error": _with(gamma=1, lambda_=lambda c: c.gamma * c.lambda_),
+        "γ is missing in the carry": _with(lambda_=lambda c: c.lambda_ / c.gamma),
         "γ is squared": _with(gamma=lambda c: c.gamma**2),
     },
     "a masked row hands V(s_{t+1}) and A_{t+1} to the row before it, unchanged": {
