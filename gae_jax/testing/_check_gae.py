@@ -151,12 +151,13 @@ def check_gae(fn: Callable[..., Any], *, tolerance: float | None = None, time_ax
     live, right = np.stack([(cases()[name]["mask"], known_answers(0)[1][name][0]) for name in names], axis=1)
     with np.errstate(all="ignore"):  # a result may be constant or NaN
         similar = [np.corrcoef(x[live > 0], right[live > 0])[0, 1] for x in results]
-    first = int(len(results) == 2 and similar[1] > similar[0])  # the place of the advantages
-    explained = _explanations(dict(zip(names, results[first], strict=True)), tolerance)
+    first = similar.index(max(similar))  # the place of the advantages
+    results = np.roll(results, first, axis=0)
+    explained = _explanations(dict(zip(names, results[0], strict=True)), tolerance)
     verdicts = []
     for c, (name, taken) in enumerate(names.items()):
-        leaks = _leaks(lambda case, taken=taken: run(taken, case)[first], taken, cases()[name], results[first, c])
-        verdicts.append(_verdict(name, np.roll(results[:, c], first, axis=0), explained[c], leaks, tolerance))
+        leaks = _leaks(lambda case, taken=taken: run(taken, case)[first], taken, cases()[name], results[0, c])
+        verdicts.append(_verdict(name, results[:, c], explained[c], leaks, tolerance))
     pair = ("advantages", "targets")[: len(results)]
     return Report(tuple(verdicts), not_taken, pair[::-1] if first else pair)
 
@@ -213,7 +214,7 @@ def _explanations(got: dict[str, np.ndarray], tolerance: float) -> list[Explanat
     for most in (0, 1, 2):
         sets, answers = known_answers(most)
         fits = np.stack([_close(answers[name], x, tolerance, cases()[name]["mask"]) for name, x in got.items()])
-        if most == 2 or fits.all(axis=0).any():
+        if fits.all(axis=0).any():
             break
     best = set(sets[np.argmax(fits.sum(axis=0))])  # the first that explains most cases: it has the fewest mistakes
     explained = []
