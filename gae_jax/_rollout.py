@@ -52,7 +52,6 @@ FLAGS = ("mask", *ENDS)
 PARAMETERS = {"gamma": (-1, 1), "lambda_": (0, 1)}  # and the range of each
 ONE_IS_ENOUGH = (*ENDS, "bootstrap_value", "final_values")
 BY_ROW = ("terminated", "truncated", "final_values", "mask", "log_rhos")
-NUMBERS = ("rewards", "values", "bootstrap_value", "final_values", "log_rhos")
 REQUIRED = ("rewards", "values", "terminated", *PARAMETERS)
 TWO_LAST_VALUES = "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."
 NO_LAST_VALUE = (
@@ -103,30 +102,26 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     """
     rollout = jax.tree.map(jnp.asarray, rollout, is_leaf=lambda x: isinstance(x, float))
     _assert_shapes(rollout, axis)
-    # Neither flags nor gamma and lambda_ decide the dtype of the results. A long sum in bfloat16 would lose its digits.
-    dtype = promoted(*jax.tree.leaves([getattr(rollout, name) for name in NUMBERS]))
-
-    def to_caller_layout(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, axis).astype(dtype)
-
-    return placed_alike(_in_canonical_form(rollout, axis, promoted(dtype, jnp.float32))), to_caller_layout
-
-
-def _in_canonical_form(rollout: Rollout, axis: int, dtype: Any) -> Rollout:
-    """Returns arrays with the axes of `rewards`, time first, and V(s_T) apart; flags are bool, numbers of the dtype."""
     shapes = _shapes(rollout.rewards.shape, axis)
+    # Neither flags nor gamma and lambda_ decide the dtype of the results. A long sum in bfloat16 would lose its digits.
+    dtype = promoted(*jax.tree.leaves(rollout._replace(**dict.fromkeys((*FLAGS, *PARAMETERS)))))
+    wide = promoted(dtype, jnp.float32)
 
     def converted(name: str, x: Array) -> Array:
-        x = x.astype(bool if name in FLAGS else dtype)
+        x = x.astype(bool if name in FLAGS else wide)
         if name in ONE_IS_ENOUGH:
             x = jnp.broadcast_to(x, shapes[name])
         if name == "bootstrap_value":  # it has no axis of time
             return x
         return jnp.moveaxis(x.reshape((1,) * (rollout.rewards.ndim - x.ndim) + x.shape), axis, 0)
 
+    def to_caller_layout(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, axis).astype(dtype)
+
     rows = rollout._replace(**{name: converted(name, x) for name, x in rollout._asdict().items() if x is not None})
     last_value = rows.values[-1] if rows.bootstrap_value is None else rows.bootstrap_value
-    return rows._replace(values=rows.values[: rows.rewards.shape[0]], bootstrap_value=last_value)
+    rows = rows._replace(values=rows.values[: rows.rewards.shape[0]], bootstrap_value=last_value)
+    return placed_alike(rows), to_caller_layout
 
 
 def _shapes(rows: Shape, axis: int, *, one_value_more: bool = False) -> dict[str, Shape]:
@@ -165,8 +160,7 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
         elif x is None or (x.ndim == 0 and name in ONE_IS_ENOUGH):
             continue
         guesses = {} if name == "bootstrap_value" else _guesses(want, axis)
-        for k, shapes_by_name in enumerate(shapes):
-            guesses[shapes_by_name[name]] = f"If time is axis {k} of all arrays, pass time_axis={k}."
+        guesses |= {x[name]: f"If time is axis {k} of all arrays, pass time_axis={k}." for k, x in enumerate(shapes)}
         guesses |= likely.get(name, {})
         check_shape(name, x, want, "the shape of `rewards`" + meanings.get(name, ""), guesses)
     for name in PARAMETERS:
