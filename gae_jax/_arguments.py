@@ -144,7 +144,7 @@ def value_of(x: Any) -> Any:
 def as_integer(name: str, x: Any) -> int:
     """Returns `x` as a Python integer."""
     with contextlib.suppress(TypeError):
-        if not isinstance(x, (bool, Tracer)):
+        if not isinstance(x, bool):
             return operator.index(x)
     known = " that is known while tracing" if isinstance(x, Tracer) else ""
     raise TypeError(f"`{name}` must be an integer{known}; got {x!r}")

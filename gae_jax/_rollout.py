@@ -160,7 +160,7 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
         elif x is None or (x.ndim == 0 and name in ONE_IS_ENOUGH):
             continue
         guesses = {} if name == "bootstrap_value" else _guesses(want, axis)
-        guesses |= {x[name]: f"If time is axis {k} of all arrays, pass time_axis={k}." for k, x in enumerate(shapes)}
+        guesses |= {s[name]: f"If time is axis {k} of all arrays, pass time_axis={k}." for k, s in enumerate(shapes)}
         guesses |= likely.get(name, {})
         check_shape(name, x, want, "the shape of `rewards`" + meanings.get(name, ""), guesses)
     for name in PARAMETERS:
