@@ -1,7 +1,6 @@
 """`check_rollout`: finds what `gae` cannot see while it is traced, wrong numbers, and numbers that are not read."""
 
 import warnings
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,13 +136,12 @@ def _report(message: str, entries: Array, *, is_error: bool = False) -> None:
     an error is a `checkify.check`, and there is no warning.
     """
     index = jnp.unravel_index(jnp.argmax(entries), entries.shape) if entries.size else ()
-    numbers: dict[str, Any] = {"count": jnp.sum(entries)} | {f"i{k}": i for k, i in enumerate(index)}
-    where = ", ".join(f"{{i{k}}}" for k in range(len(index)))
-    message = message.replace("FOUND", f"{{count}}, the first at [{where}]" if where else "{count}")
-    if isinstance(numbers["count"], Tracer):
+    count, where = jnp.sum(entries), ", ".join("{}" for _ in index)
+    message = message.replace("FOUND", f"{{}}, the first at [{where}]" if where else "{}")
+    if isinstance(count, Tracer):
         if is_error:
-            checkify.check(numbers["count"] == 0, message, **numbers)
-    elif numbers["count"] and is_error:
-        raise ValueError(message.format(**numbers))
-    elif numbers["count"]:
-        warnings.warn(message.format(**numbers), stacklevel=3)
+            checkify.check(count == 0, message, count, *index)
+    elif count and is_error:
+        raise ValueError(message.format(count, *index))
+    elif count:
+        warnings.warn(message.format(count, *index), stacklevel=3)
