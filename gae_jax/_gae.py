@@ -125,9 +125,7 @@ def gae(
     >>> print(targets)
     [1.375 1.    1.25 ]
     """
-    rollout = Rollout(
-        rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
-    )
+    rollout = Rollout(rewards, values, terminated, gamma, lambda_, truncated, bootstrap_value, final_values, mask)
     axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name, implementation=implementation)
     return _gae(rollout, time_axis=axis, time_axis_name=time_axis_name, implementation=implementation)
 

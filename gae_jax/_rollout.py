@@ -18,7 +18,6 @@ import numpy as np
 from jax import Array
 
 from gae_jax._arguments import (
-    Constant,
     Shape,
     as_integer,
     check_axis_names,
@@ -33,18 +32,21 @@ from gae_jax._placement import placed_alike
 
 
 class Rollout(NamedTuple):
-    """The arguments of an estimator, under their public names. `canonical` checks them, and says what they become."""
+    """The arguments of an estimator, under their public names. `canonical` checks them, and says what they become.
+
+    An argument without a default must not be None.
+    """
 
     rewards: Any
     values: Any
     terminated: Any
+    gamma: Any
+    lambda_: Any
     truncated: Any = None
     bootstrap_value: Any = None
     final_values: Any = None
     mask: Any = None
     log_rhos: Any = None  # of V-trace
-    gamma: Any = None
-    lambda_: Any = Constant(1.0)
 
 
 ENDS = ("terminated", "truncated")
@@ -52,7 +54,6 @@ FLAGS = ("mask", *ENDS)
 PARAMETERS = {"gamma": (-1, 1), "lambda_": (0, 1)}  # and the range of each
 ONE_IS_ENOUGH = (*ENDS, "bootstrap_value", "final_values")
 BY_ROW = ("terminated", "truncated", "final_values", "mask", "log_rhos")
-REQUIRED = ("rewards", "values", "terminated", *PARAMETERS)
 TWO_LAST_VALUES = "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."
 NO_LAST_VALUE = (
     "The T + 1 rows are V(s_0) ... V(s_T). If V(s_T) is missing, the value of the state after the last transition, "
@@ -65,7 +66,7 @@ def check_before_jit(
 ) -> int:
     """Raises for what is wrong before jit, and returns `time_axis` counted from the front: one program for 1 and -1."""
     for name, x in rollout._asdict().items():
-        if x is not None or name in REQUIRED:
+        if x is not None or name not in Rollout._field_defaults:
             check_is_array(name, x, flags=name in FLAGS)
     for name, (low, high) in PARAMETERS.items():
         x = getattr(rollout, name)

@@ -73,9 +73,7 @@ def check_rollout(
     Traceback (most recent call last):
     ValueError: `values` must hold finite numbers where it is read; wrong entries: 2, the first at [1]
     """
-    rollout = Rollout(
-        rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
-    )
+    rollout = Rollout(rewards, values, terminated, gamma, lambda_, truncated, bootstrap_value, final_values, mask)
     axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name)
     rows, _ = canonical(rollout, axis)
     flags = {name: x for name in FLAGS if (x := getattr(rollout, name)) is not None}
