@@ -17,7 +17,6 @@ from jax.typing import ArrayLike
 
 Shape = tuple[int, ...]
 Implementation = Literal["scan", "blocked", "pallas"]
-LARGEST = float(np.finfo(np.float32).max)
 CPU = 1  # in DLPack, kDLCPU
 
 
@@ -128,7 +127,7 @@ def as_number(name: str, x: Any, least: float = 0.0, default: float | None = Non
         raise ValueError(f"`{name}` must be at least {least:.2g}; got {x}")
     if number is None or isinstance(x, Array):
         return x
-    if number > LARGEST and jax.dtypes.canonicalize_dtype(float) == np.float32:  # JAX would warn of an overflow
+    if number > float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).max):  # JAX would warn of an overflow
         return math.inf
     return constant_if_default(float(number), default)
 
@@ -144,7 +143,7 @@ def value_of(x: Any) -> Any:
 def as_integer(name: str, x: Any) -> int:
     """Returns `x` as a Python integer."""
     with contextlib.suppress(TypeError):
-        if not isinstance(x, (bool, Tracer)):
+        if not isinstance(x, bool):
             return operator.index(x)
     known = " that is known while tracing" if isinstance(x, Tracer) else ""
     raise TypeError(f"`{name}` must be an integer{known}; got {x!r}")

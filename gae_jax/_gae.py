@@ -125,16 +125,14 @@ def gae(
     >>> print(targets)
     [1.375 1.    1.25 ]
     """
-    rollout = Rollout(
-        rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
-    )
+    rollout = Rollout(rewards, values, terminated, gamma, lambda_, truncated, bootstrap_value, final_values, mask)
     axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name, implementation=implementation)
     return _gae(rollout, time_axis=axis, time_axis_name=time_axis_name, implementation=implementation)
 
 
 @functools.partial(jax.jit, static_argnames=("time_axis", "time_axis_name", "implementation"))
 def _gae(rollout: Rollout, *, time_axis: int, time_axis_name: str | None, implementation: str | None) -> GAEOutput:
-    options = {"time_axis_name": time_axis_name, "implementation": implementation}
+    options = {"axis_name": time_axis_name, "implementation": implementation}
     rollout, to_caller_layout = canonical(rollout, time_axis)  # chex asserts every shape
     advantages = advantages_of(rollout, lambdas_before(rollout, **options), **options)
     targets = advantages + value_or_zero(rollout)  # as another output of the scan, they would need another buffer

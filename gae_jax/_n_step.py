@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gae_jax._arguments import as_integer
+from gae_jax._arguments import Constant, as_integer
 from gae_jax._recursion import rows_and_shared, skipping_step, zero_where_masked
 from gae_jax._rollout import Rollout, canonical, check_before_jit
 
@@ -78,7 +78,8 @@ def n_step_advantages(
     n = as_integer("n", n)
     if n < 1:
         raise ValueError(f"`n` must be at least 1; got {n}")
-    rollout = Rollout(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma)
+    lambda_ = Constant(1.0)
+    rollout = Rollout(rewards, values, terminated, gamma, lambda_, truncated, bootstrap_value, final_values, mask)
     axis = check_before_jit(rollout, time_axis)
     steps = np.shape(rewards)[axis]
     if not isinstance(steps, int):

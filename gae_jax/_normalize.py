@@ -10,14 +10,12 @@ from jax.typing import ArrayLike
 
 from gae_jax._arguments import as_number, check_axis_names, check_is_array, check_shape, promoted
 
-AxisNames = str | tuple[str, ...]
-
 
 def normalize(
     advantages: ArrayLike,
     mask: ArrayLike | None = None,
     *,
-    axis_name: AxisNames | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
     epsilon: ArrayLike = 1e-8,
     ddof: ArrayLike = 0,
 ) -> Array:
@@ -59,15 +57,15 @@ def normalize(
     if mask is not None:
         check_is_array("mask", mask, flags=True)
         check_shape("mask", mask, np.shape(advantages), "the shape of `advantages`")
-    if axis_name is not None:
-        check_axis_names("axis_name", *(axis_name if isinstance(axis_name, tuple) else (axis_name,)))
+    axis_names = axis_name if isinstance(axis_name, tuple) else () if axis_name is None else (axis_name,)
+    check_axis_names("axis_name", *axis_names)
     epsilon, ddof = as_number("epsilon", epsilon, default=1e-8), as_number("ddof", ddof, default=0.0)
-    return _normalize(advantages, mask, epsilon, ddof, axis_name=axis_name)
+    return _normalize(advantages, mask, epsilon, ddof, axis_names=axis_names)
 
 
-@functools.partial(jax.jit, static_argnames="axis_name")
+@functools.partial(jax.jit, static_argnames="axis_names")
 def _normalize(
-    advantages: ArrayLike, mask: ArrayLike | None, epsilon: ArrayLike, ddof: ArrayLike, *, axis_name: AxisNames | None
+    advantages: ArrayLike, mask: ArrayLike | None, epsilon: ArrayLike, ddof: ArrayLike, *, axis_names: tuple[str, ...]
 ) -> Array:
     x = jnp.asarray(advantages)
     live = jnp.ones(x.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
@@ -76,8 +74,7 @@ def _normalize(
     epsilon, ddof = jnp.asarray(epsilon, x.dtype), jnp.asarray(ddof, x.dtype)
 
     def total(entries: Array) -> Array:
-        local = jnp.sum(entries, dtype=x.dtype)
-        return local if axis_name is None else lax.psum(local, axis_name)
+        return lax.psum(jnp.sum(entries, dtype=x.dtype), axis_names)
 
     count = total(live)
     live &= count > ddof
@@ -86,8 +83,8 @@ def _normalize(
     # A rounded mean lies between the smallest and the largest entry, too: equal entries leave exactly 0.
     constant = lax.stop_gradient(x)
     bounds = jnp.stack([jnp.max(y, where=live, initial=-jnp.inf) for y in (-constant, constant)])
-    bounds = bounds if axis_name is None else lax.pmax(bounds, axis_name)
-    x = jnp.where(live, x - jnp.clip(total(constant) / count, -bounds[0], bounds[1]), 0)
+    minus_least, most = lax.pmax(bounds, axis_names)
+    x = jnp.where(live, x - jnp.clip(total(constant) / count, -minus_least, most), 0)
     # A large mean is rounded by much: subtract the mean of what it leaves.
     x = jnp.where(live, x - total(x) / count, 0)
     # Squares overflow or vanish in units of reward, but not in units of the mean absolute deviation.

@@ -71,12 +71,9 @@ def zero_where_masked(mask: Array | None, x: Array) -> Array:
     return x & mask if x.dtype == jnp.bool_ else jnp.where(mask, x, 0)
 
 
-def advantages_of(
-    rollout: Rollout, lambda_before: Array, *, time_axis_name: str | None = None, implementation: str | None = None
-) -> Array:
-    """Returns A_t of every row, `[T, *B]`."""
+def advantages_of(rollout: Rollout, lambda_before: Array, **options: str | None) -> Array:
+    """Returns A_t of every row, `[T, *B]`. The options are options of `affine_scan`."""
     rows, shared = rows_and_shared(rollout, lambda_before)
-    options = {"axis_name": time_axis_name, "implementation": implementation}
     return affine_scan(skipping_step, rollout.bootstrap_value, rows, shared, reverse=True, **options)[1]
 
 
@@ -100,22 +97,20 @@ def broadcast_like(x: Array, like: Array) -> Array:
     return x + zeros_placed_like(like).astype(x.dtype)
 
 
-def lambdas_before(rollout: Rollout, *, time_axis_name: str | None = None, implementation: str | None = None) -> Array:
+def lambdas_before(rollout: Rollout, *, axis_name: str | None = None, implementation: str | None = None) -> Array:
     """Returns λ_{t-1} for each row t: the λ of the unmasked row before, which weighs A_t in h_t."""
     lambda_, mask = rollout.lambda_, rollout.mask
     if lambda_.shape[0] == 1 and rollout.rewards.shape[0] != 1:  # the one row of a shard may have a λ of its own
         return lambda_
     if mask is None:
         before = lambda_[-1:]  # row 0 of the rollout has no row before it, and its h is not used
-        if time_axis_name is not None:
-            to_next_shard = [(i, i + 1) for i in range(lax.axis_size(time_axis_name) - 1)]
-            before = lax.ppermute(before, time_axis_name, to_next_shard)
+        if axis_name is not None:
+            to_next_shard = [(i, i + 1) for i in range(lax.axis_size(axis_name) - 1)]
+            before = lax.ppermute(before, axis_name, to_next_shard)
         return jnp.concatenate([before, lambda_[:-1]])
     lambda_ = broadcast_like(lambda_, rollout.terminated)
     init = zeros_placed_like(lambda_[0])
-    return affine_scan(
-        _last_unmasked, init, (lambda_, mask), (), axis_name=time_axis_name, implementation=implementation
-    )[1]
+    return affine_scan(_last_unmasked, init, (lambda_, mask), (), axis_name=axis_name, implementation=implementation)[1]
 
 
 def _last_unmasked(last: Array, row: tuple[Array, Array], _: Any) -> tuple[Array, Array]:

@@ -18,7 +18,6 @@ import numpy as np
 from jax import Array
 
 from gae_jax._arguments import (
-    Constant,
     Shape,
     as_integer,
     check_axis_names,
@@ -33,18 +32,21 @@ from gae_jax._placement import placed_alike
 
 
 class Rollout(NamedTuple):
-    """The arguments of an estimator, under their public names. `canonical` checks them, and says what they become."""
+    """The arguments of an estimator, under their public names. `canonical` checks them, and says what they become.
+
+    An argument without a default must not be None.
+    """
 
     rewards: Any
     values: Any
     terminated: Any
+    gamma: Any
+    lambda_: Any
     truncated: Any = None
     bootstrap_value: Any = None
     final_values: Any = None
     mask: Any = None
     log_rhos: Any = None  # of V-trace
-    gamma: Any = None
-    lambda_: Any = Constant(1.0)
 
 
 ENDS = ("terminated", "truncated")
@@ -52,8 +54,6 @@ FLAGS = ("mask", *ENDS)
 PARAMETERS = {"gamma": (-1, 1), "lambda_": (0, 1)}  # and the range of each
 ONE_IS_ENOUGH = (*ENDS, "bootstrap_value", "final_values")
 BY_ROW = ("terminated", "truncated", "final_values", "mask", "log_rhos")
-NUMBERS = ("rewards", "values", "bootstrap_value", "final_values", "log_rhos")
-REQUIRED = ("rewards", "values", "terminated", *PARAMETERS)
 TWO_LAST_VALUES = "Its last row would be V(s_T), and so is `bootstrap_value`: pass one of the two."
 NO_LAST_VALUE = (
     "The T + 1 rows are V(s_0) ... V(s_T). If V(s_T) is missing, the value of the state after the last transition, "
@@ -66,7 +66,7 @@ def check_before_jit(
 ) -> int:
     """Raises for what is wrong before jit, and returns `time_axis` counted from the front: one program for 1 and -1."""
     for name, x in rollout._asdict().items():
-        if x is not None or name in REQUIRED:
+        if x is not None or name not in Rollout._field_defaults:
             check_is_array(name, x, flags=name in FLAGS)
     for name, (low, high) in PARAMETERS.items():
         x = getattr(rollout, name)
@@ -91,8 +91,9 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     """Checks every shape with chex, and returns the rollout in canonical form.
 
     In canonical form time is the first axis, flags are bool, and numbers have the dtype that the recursion runs in,
-    float32 or wider. `values` is `[T, *B]`, beside `bootstrap_value` `[*B]`. gamma and lambda_ have the axes of
-    `rewards`, of length 1 where they do not vary.
+    float32 or wider. `values` is `[T, *B]`, beside `bootstrap_value` `[*B]`. One number or flag that stands for all, as
+    `terminated=False` or `bootstrap_value=0.0`, is repeated. gamma and lambda_ have the axes of `rewards`, of length 1
+    where they do not vary.
 
     Returns:
       The rollout, and a function that brings a result `[T, *B]` to the caller's layout: its axis of time, its dtype.
@@ -102,35 +103,26 @@ def canonical(rollout: Rollout, axis: int) -> tuple[Rollout, Callable[[Array], A
     """
     rollout = jax.tree.map(jnp.asarray, rollout, is_leaf=lambda x: isinstance(x, float))
     _assert_shapes(rollout, axis)
-    rollout = with_numbers_repeated(rollout, axis)
+    shapes = _shapes(rollout.rewards.shape, axis)
     # Neither flags nor gamma and lambda_ decide the dtype of the results. A long sum in bfloat16 would lose its digits.
-    dtype = promoted(*jax.tree.leaves([getattr(rollout, name) for name in NUMBERS]))
-
-    def to_caller_layout(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, axis).astype(dtype)
-
-    return placed_alike(_in_canonical_form(rollout, axis, promoted(dtype, jnp.float32))), to_caller_layout
-
-
-def with_numbers_repeated(rollout: Rollout, axis: int) -> Rollout:
-    """Returns arrays where one number or flag stands for all: `terminated=False`, `bootstrap_value=0.0`."""
-    shapes = _shapes(np.shape(rollout.rewards), axis)
-    numbers = {name: x for name in ONE_IS_ENOUGH if (x := getattr(rollout, name)) is not None and np.ndim(x) == 0}
-    return rollout._replace(**{name: jnp.broadcast_to(x, shapes[name]) for name, x in numbers.items()})
-
-
-def _in_canonical_form(rollout: Rollout, axis: int, dtype: Any) -> Rollout:
-    """Returns arrays with the axes of `rewards`, time first, and V(s_T) apart; flags are bool, numbers of the dtype."""
+    dtype = promoted(*jax.tree.leaves(rollout._replace(**dict.fromkeys((*FLAGS, *PARAMETERS)))))
+    wide = promoted(dtype, jnp.float32)
 
     def converted(name: str, x: Array) -> Array:
-        x = x.astype(bool if name in FLAGS else dtype)
+        x = x.astype(bool if name in FLAGS else wide)
+        if name in ONE_IS_ENOUGH:
+            x = jnp.broadcast_to(x, shapes[name])
         if name == "bootstrap_value":  # it has no axis of time
             return x
         return jnp.moveaxis(x.reshape((1,) * (rollout.rewards.ndim - x.ndim) + x.shape), axis, 0)
 
+    def to_caller_layout(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, axis).astype(dtype)
+
     rows = rollout._replace(**{name: converted(name, x) for name, x in rollout._asdict().items() if x is not None})
     last_value = rows.values[-1] if rows.bootstrap_value is None else rows.bootstrap_value
-    return rows._replace(values=rows.values[: rows.rewards.shape[0]], bootstrap_value=last_value)
+    rows = rows._replace(values=rows.values[: rows.rewards.shape[0]], bootstrap_value=last_value)
+    return placed_alike(rows), to_caller_layout
 
 
 def _shapes(rows: Shape, axis: int, *, one_value_more: bool = False) -> dict[str, Shape]:
@@ -169,8 +161,7 @@ def _assert_shapes(rollout: Rollout, axis: int) -> None:
         elif x is None or (x.ndim == 0 and name in ONE_IS_ENOUGH):
             continue
         guesses = {} if name == "bootstrap_value" else _guesses(want, axis)
-        for k, shapes_by_name in enumerate(shapes):
-            guesses[shapes_by_name[name]] = f"If time is axis {k} of all arrays, pass time_axis={k}."
+        guesses |= {s[name]: f"If time is axis {k} of all arrays, pass time_axis={k}." for k, s in enumerate(shapes)}
         guesses |= likely.get(name, {})
         check_shape(name, x, want, "the shape of `rewards`" + meanings.get(name, ""), guesses)
     for name in PARAMETERS:

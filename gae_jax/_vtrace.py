@@ -95,10 +95,9 @@ def vtrace(
     >>> print(targets)
     [1.4375 0.875 ]
     """
+    lambda_ = constant_if_default(lambda_, 1.0)
     rollout = Rollout(
-        *(rewards, values, terminated, truncated, bootstrap_value, final_values, mask, log_rhos),
-        gamma=gamma,
-        lambda_=constant_if_default(lambda_, 1.0),
+        rewards, values, terminated, gamma, lambda_, truncated, bootstrap_value, final_values, mask, log_rhos
     )
     axis = check_before_jit(rollout, time_axis, implementation=implementation)
     check_is_array("log_rhos", log_rhos)

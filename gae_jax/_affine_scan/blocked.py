@@ -28,25 +28,17 @@ SHORTEST, LONGEST = 8, 16
 def blocked(step: Step, init: Array, xs: Any, shared: Any, *, reverse: bool) -> tuple[Array, Any]:
     """Runs the step on all rows at once, from carries found by composing blocks of rows."""
     shared = beside_all_rows(shared)
-    maps = _maps_of_rows(step, init.dtype, xs, shared)
-    if reverse:
-        maps = jax.tree.map(lambda x: x[::-1], maps)
-    last, entering = _carries(maps, init)
-    if reverse:
-        entering = entering[::-1]
-    return last, step(entering, xs, shared)[1]
+    # The map of each row, `[T, *B]`: the step's carry at 0, and its derivative.
+    zeros = zeros_placed_like(jax.tree.leaves(xs)[0]).astype(init.dtype)
+    b, a = jax.jvp(lambda h: step(h, xs, shared)[0], (zeros,), (zeros + 1,))
+    in_order = slice(None, None, -1 if reverse else 1)
+    last, entering = _carries(AffineMap(a[in_order], b[in_order]), init)
+    return last, step(entering[in_order], xs, shared)[1]
 
 
 def beside_all_rows(shared: Any) -> Any:
     """Returns what all rows share in a shape for one call of the step, which is elementwise, on all rows at once."""
     return jax.tree.map(lambda x: x[None] if x.ndim else x, shared)
-
-
-def _maps_of_rows(step: Step, dtype: Any, xs: Any, shared: Any) -> AffineMap:
-    """Returns the map of each row, `[T, *B]`: the step's carry at 0, and its derivative."""
-    zeros = zeros_placed_like(jax.tree.leaves(xs)[0]).astype(dtype)
-    b, a = jax.jvp(lambda h: step(h, xs, shared)[0], (zeros,), (zeros + 1,))
-    return AffineMap(a, b)
 
 
 def _carries(maps: AffineMap, init: Array) -> tuple[Array, Array]:

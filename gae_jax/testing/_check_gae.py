@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -142,58 +142,59 @@ def check_gae(fn: Callable[..., Any], *, tolerance: float | None = None, time_ax
         raise ValueError(f"`tolerance` must be finite; got {tolerance}")
     if time_axis not in (0, 1):
         raise ValueError(f"`time_axis` must be 0 or 1; got {time_axis}")
-    names, not_taken = _arguments(fn)
+    passed, not_taken = _arguments(fn)
     run = functools.partial(_call, fn, time_axis)
-    outputs = [run(taken, cases()[name]) for name, taken in names.items()]
+    outputs = [run(arguments) for arguments in passed.values()]
     if tolerance is None:
         tolerance = max(1e-4, 8 * float(jnp.finfo(outputs[0][0].dtype).eps))
     results = np.array(outputs, np.float64).swapaxes(0, 1)  # advantages, or also targets: [1 or 2, C, T, N]
-    live, right = np.stack([(cases()[name]["mask"], known_answers(0)[1][name][0]) for name in names], axis=1)
+    live, right = np.stack([(cases()[name]["mask"], known_answers(0)[1][name][0]) for name in passed], axis=1)
     with np.errstate(all="ignore"):  # a result may be constant or NaN
         similar = [np.corrcoef(x[live > 0], right[live > 0])[0, 1] for x in results]
-    first = int(len(results) == 2 and similar[1] > similar[0])  # the place of the advantages
-    explained = _explanations(dict(zip(names, results[first], strict=True)), tolerance)
+    first = similar.index(max(similar))  # the place of the advantages
+    results = np.roll(results, first, axis=0)
+    mistakes = _mistakes_in(dict(zip(passed, results[0], strict=True)), tolerance)
     verdicts = []
-    for c, (name, taken) in enumerate(names.items()):
-        leaks = _leaks(lambda case, taken=taken: run(taken, case)[first], taken, cases()[name], results[first, c])
-        verdicts.append(_verdict(name, np.roll(results[:, c], first, axis=0), explained[c], leaks, tolerance))
+    for c, (name, arguments) in enumerate(passed.items()):
+        leaks = _leaks(lambda x: run(x)[first], arguments, cases()[name], results[0, c])
+        verdicts.append(_verdict(name, results[:, c], mistakes[c], leaks, tolerance))
     pair = ("advantages", "targets")[: len(results)]
     return Report(tuple(verdicts), not_taken, pair[::-1] if first else pair)
 
 
-def _arguments(fn: Callable[..., Any]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+def _arguments(fn: Callable[..., Any]) -> tuple[dict[str, Case], tuple[str, ...]]:
     """Returns the arguments to pass in each case that the function has the arguments for, and those that it lacks."""
-    signature, names, misfits, not_taken = inspect.signature(fn), {}, [], {}
+    signature, passed, misfits, not_taken = inspect.signature(fn), {}, [], {}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name, case in cases().items():
-        taken = [k for k in case if takes_all or k in signature.parameters]
+        taken = {k: x for k, x in case.items() if takes_all or k in signature.parameters}
         # An argument makes a difference if a row is masked, a flag is set, or a value is not 0.
-        needed = [k for k, x in case.items() if (k in ALWAYS or np.any(x != (k == "mask"))) and k not in taken]
-        not_taken |= dict.fromkeys(needed)
+        lacks = [k for k in case if k not in taken and (k in ALWAYS or np.any(case[k] != (k == "mask")))]
+        not_taken |= dict.fromkeys(lacks)
         try:
-            signature.bind(**dict.fromkeys([*taken, *needed]))
+            signature.bind(**taken, **dict.fromkeys(lacks))
         except TypeError as misfit:
             misfits.append(misfit)
         else:
-            names[name] = [*taken, *needed]
-    if not names:
+            passed[name] = taken
+    if not passed:
         raise TypeError(
             f"check_gae cannot call the function: {misfits[0]}. It passes, by name, {', '.join(ALWAYS)}, "
             "bootstrap_value and, where taken, terminated, truncated, final_values, mask. Pass an adapter that takes "
             "these names"
         )
-    return names, tuple(not_taken)
+    return passed, tuple(not_taken)
 
 
-def _call(fn: Callable[..., Any], time_axis: int, names: Sequence[str], case: Case) -> list[np.ndarray]:
+def _call(fn: Callable[..., Any], time_axis: int, arguments: Case) -> list[np.ndarray]:
     """Returns the advantages, or the advantages and the targets, in the order of the function, as arrays `[T, N]`."""
     turned = np.transpose if time_axis else np.asarray
     # The function may write into its arguments.
-    result = fn(**{name: turned(case[name]).copy() if np.ndim(case[name]) else case[name] for name in names})
+    result = fn(**{name: turned(x).copy() if np.ndim(x) else x for name, x in arguments.items()})
     is_pair = isinstance(result, tuple | list) and len(result) == 2
     if isinstance(result, tuple) and not is_pair:
         raise TypeError(f"the function must return advantages, or advantages and targets; got {len(result)} items")
-    arrays, want = [np.asarray(x) for x in (result if is_pair else [result])], turned(case["rewards"]).shape
+    arrays, want = [np.asarray(x) for x in (result if is_pair else [result])], turned(arguments["rewards"]).shape
     for x in arrays:
         if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize < 2:
             got = type(x.item()).__name__ if x.dtype == object and x.ndim == 0 else f"dtype {x.dtype}"
@@ -205,24 +206,26 @@ def _call(fn: Callable[..., Any], time_axis: int, names: Sequence[str], case: Ca
     return [turned(x) for x in arrays]
 
 
-Explanation = tuple[tuple[str, ...], np.ndarray]  # the names of mistakes, and their answer `[T, N]`
-
-
-def _explanations(got: dict[str, np.ndarray], tolerance: float) -> list[Explanation]:
-    """Returns the mistakes that explain each case, and their answer; if possible, all are from one set of mistakes."""
+def _mistakes_in(got: dict[str, np.ndarray], tolerance: float) -> list[tuple[str, ...]]:
+    """Returns the mistakes in the advantages of each case; if possible, all are from one set of known mistakes."""
     for most in (0, 1, 2):
         sets, answers = known_answers(most)
         fits = np.stack([_close(answers[name], x, tolerance, cases()[name]["mask"]) for name, x in got.items()])
-        if most == 2 or fits.all(axis=0).any():
+        if fits.all(axis=0).any():
             break
     best = set(sets[np.argmax(fits.sum(axis=0))])  # the first that explains most cases: it has the fewest mistakes
-    explained = []
+    mistakes = []
     for (name, x), fit in zip(got.items(), fits, strict=True):
+        live = cases()[name]["mask"]
         # Of the sets that explain this case, subsets of the best one come first, then smaller ones.
         h = min(np.flatnonzero(fit), key=lambda h: (not set(sets[h]) <= best, len(sets[h])), default=None)
-        unknown = UNKNOWN if np.isfinite(x[cases()[name]["mask"]]).all() else NOT_FINITE
-        explained.append(((unknown,), x) if h is None else (sets[h], answers[name][h]))
-    return explained
+        if h is None:
+            mistakes.append((UNKNOWN if np.isfinite(x[live]).all() else NOT_FINITE,))
+        elif answers[name][h][~live].any() or _close(x, 0, tolerance, ~live):
+            mistakes.append(sets[h])
+        else:
+            mistakes.append((*sets[h], MASKED))
+    return mistakes
 
 
 def _close(x: np.ndarray, y: np.ndarray | float, tolerance: float, rows: np.ndarray) -> Any:
@@ -230,9 +233,7 @@ def _close(x: np.ndarray, y: np.ndarray | float, tolerance: float, rows: np.ndar
     return (np.abs(x - y) <= tolerance)[..., rows].all(axis=-1)
 
 
-def _leaks(
-    advantages: Callable[[Case], np.ndarray], names: Sequence[str], case: Case, got: np.ndarray
-) -> tuple[str, ...]:
+def _leaks(run: Callable[[Case], np.ndarray], arguments: Case, case: Case, got: np.ndarray) -> tuple[str, ...]:
     """Returns the arguments that make the advantages NaN if their unused entries are NaN."""
     masked, ends = ~case["mask"], case["terminated"] | case["truncated"]
     last_row_ends = np.array([flags[live][-1] for flags, live in zip(ends.T, case["mask"].T, strict=True)])
@@ -241,20 +242,18 @@ def _leaks(
     read = np.isfinite(got) & (case["mask"] | (got == 0))  # MASKED reports the other masked rows
 
     def leaks(name: str) -> bool:
-        with_nan = np.where(unused[name], np.float32(np.nan), case[name])
-        return not np.isfinite(advantages(case | {name: with_nan})[read]).all()
+        with_nan = np.where(unused[name], np.float32(np.nan), arguments[name])
+        return not np.isfinite(run(arguments | {name: with_nan})[read]).all()
 
-    return tuple(name for name in unused if name in names and unused[name].any() and leaks(name))
+    return tuple(name for name in unused if name in arguments and unused[name].any() and leaks(name))
 
 
 def _verdict(
-    name: str, results: np.ndarray, explanation: Explanation, leaks: tuple[str, ...], tolerance: float
+    name: str, results: np.ndarray, mistakes: tuple[str, ...], leaks: tuple[str, ...], tolerance: float
 ) -> Verdict:
     """Returns the verdict on the advantages and, if there are any, the targets."""
-    case, live, (sets, answers) = cases()[name], cases()[name]["mask"], known_answers(1)
-    (mistakes, answer), got, want = explanation, results[0], answers[name][0]
-    if not answer[~live].any() and not _close(got, 0, tolerance, ~live):
-        mistakes += (MASKED,)
+    case, (sets, answers) = cases()[name], known_answers(1)
+    live, got, want = case["mask"], results[0], answers[name][0]
     # The targets may be made of the right advantages, or before another mistake.
     bases = [got, want, *(a for some, a in zip(sets, answers[name], strict=True) if {*some} & {*mistakes})]
     targets = results[-1] - case["values"]

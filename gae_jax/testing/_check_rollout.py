@@ -1,7 +1,6 @@
 """`check_rollout`: finds what `gae` cannot see while it is traced, wrong numbers, and numbers that are not read."""
 
 import warnings
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 from jax.typing import ArrayLike
 
-from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit, with_numbers_repeated
+from gae_jax._rollout import FLAGS, PARAMETERS, Rollout, canonical, check_before_jit
 
 MUST = dict.fromkeys(FLAGS, "hold 0 and 1") | {
     name: f"lie in [{low}, {high}]" for name, (low, high) in PARAMETERS.items()
@@ -74,26 +73,24 @@ def check_rollout(
     Traceback (most recent call last):
     ValueError: `values` must hold finite numbers where it is read; wrong entries: 2, the first at [1]
     """
-    rollout = Rollout(
-        rewards, values, terminated, truncated, bootstrap_value, final_values, mask, gamma=gamma, lambda_=lambda_
-    )
+    rollout = Rollout(rewards, values, terminated, gamma, lambda_, truncated, bootstrap_value, final_values, mask)
     axis = check_before_jit(rollout, time_axis, time_axis_name=time_axis_name)
     rows, _ = canonical(rollout, axis)
-    rollout = with_numbers_repeated(rollout, axis)
-    flags = {name: jnp.moveaxis(jnp.asarray(x), axis, 0) for name in FLAGS if (x := getattr(rollout, name)) is not None}
+    flags = {name: x for name in FLAGS if (x := getattr(rollout, name)) is not None}
+    flags = {name: jnp.moveaxis(jnp.broadcast_to(x, np.shape(rewards)), axis, 0) for name, x in flags.items()}
     given, read = rows._asdict() | flags, _entries_read(rows, time_axis_name)
     wrong = {name: entries & ~_holds(name, given[name]) for name, entries in read.items()}
     if bootstrap_value is None:  # it is the last row of `values`
         wrong["values"] = jnp.concatenate([wrong["values"], wrong.pop("bootstrap_value")[None]])
     for name, entries in wrong.items():
-        if name in PARAMETERS:
-            constant_axes = [i for i, size in enumerate(given[name].shape) if size == 1]
-            entries = jnp.any(entries, axis=constant_axes, keepdims=True)
         if name != "bootstrap_value":
             entries = jnp.moveaxis(entries, 0, axis)
+        if name in PARAMETERS:
+            constant_axes = [i for i, size in enumerate(jnp.moveaxis(given[name], 0, axis).shape) if size == 1]
+            entries = jnp.any(entries, axis=constant_axes).reshape(np.shape(getattr(rollout, name)))
         must, hint = MUST.get(name, "hold finite numbers"), PROBABILITIES if name == "terminated" else ""
         message = f"`{name}` must {must} where it is read; wrong entries: FOUND{hint}"
-        _report(message, entries.reshape(np.shape(getattr(rollout, name))), is_error=True)
+        _report(message, entries, is_error=True)
     live = read["values"]
     for name in ("rewards", *flags):
         lost = ~live & given[name].astype(bool) & jnp.isfinite(given[name])
@@ -137,13 +134,12 @@ def _report(message: str, entries: Array, *, is_error: bool = False) -> None:
     an error is a `checkify.check`, and there is no warning.
     """
     index = jnp.unravel_index(jnp.argmax(entries), entries.shape) if entries.size else ()
-    numbers: dict[str, Any] = {"count": jnp.sum(entries)} | {f"i{k}": i for k, i in enumerate(index)}
-    where = ", ".join(f"{{i{k}}}" for k in range(len(index)))
-    message = message.replace("FOUND", f"{{count}}, the first at [{where}]" if where else "{count}")
-    if isinstance(numbers["count"], Tracer):
+    count, where = jnp.sum(entries), ", ".join("{}" for _ in index)
+    message = message.replace("FOUND", f"{{}}, the first at [{where}]" if where else "{}")
+    if isinstance(count, Tracer):
         if is_error:
-            checkify.check(numbers["count"] == 0, message, **numbers)
-    elif numbers["count"] and is_error:
-        raise ValueError(message.format(**numbers))
-    elif numbers["count"]:
-        warnings.warn(message.format(**numbers), stacklevel=3)
+            checkify.check(count == 0, message, count, *index)
+    elif count and is_error:
+        raise ValueError(message.format(count, *index))
+    elif count:
+        warnings.warn(message.format(count, *index), stacklevel=3)

@@ -5,6 +5,7 @@ A function that gives the answer of a mistake has made this mistake. A function 
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -53,55 +54,46 @@ def _flags(text: str) -> np.ndarray:
 
 
 KNOBS = {  # what makes the reference wrong, beside other arguments
-    "td_without_gamma": False,  # 1 for γ in the TD error
-    "carry_without_gamma": False,  # 1 for γ before A_{t+1}
-    "first_without_lambda": False,  # 1 for λ in A_t, but not in what the row before gets
-    "own_value": False,  # V(s_t) for V(s_{t+1})
-    "reset_value": False,  # V(s_{t+1}) for V(final observation)
-    "value_after_end": False,  # V(s_{t+1}) counts in terminated rows
+    "rows": range(7, -1, -1),  # in the order of the recursion
+    "next_values": None,  # other values for V(s_{t+1})
     "carry_after": False,  # A_{t+1} counts in these rows
-    "masked_value": 1.0,  # times V(s_{t+1}), what a masked row hands to the row before
-    "masked_carry": 1.0,  # times A_{t+1}, the same
-    "own_masked_value": False,  # a masked row hands its own value to the row before
-    "forward": False,  # A_{t-1} for A_{t+1}
-    "values_forward": False,  # V(s_{t-1}) for V(s_{t+1}), and V(s_T) in row 0
+    "masked_carry": 1.0,  # times A_{t+1}, what a masked row hands to the row before
+    "first_without_lambda": False,  # 1 for λ in A_t, but not in what the row before gets
 }
 Estimator = Callable[[SimpleNamespace], np.ndarray]  # of C cases and the knobs: `[T, C, N]`, `[C, N]`, `[C, 1]` or one
 Change = Callable[[Estimator], Estimator]  # one way to make a mistake: a decorator of the reference
 
 
-def advantages(x: SimpleNamespace) -> np.ndarray:
+def advantages(c: SimpleNamespace) -> np.ndarray:
     """Returns the advantages `[T, C, N]` in float64."""
-    next_values, later, rows = np.zeros(x.values.shape), x.bootstrap_value, range(len(x.values))
-    for t in rows if x.values_forward else reversed(rows):
-        next_values[t] = later
-        later = np.where(x.mask[t] | x.own_masked_value, x.values[t], x.masked_value * later)
-    if x.own_value:
-        next_values = x.values
-    final_values = next_values if x.reset_value else x.final_values
-    next_values = np.where(x.truncated & ~x.terminated, final_values, next_values)
-    if not x.value_after_end:
-        next_values = np.where(x.terminated, 0, next_values)
-    deltas = x.rewards + (1 if x.td_without_gamma else x.gamma) * next_values - x.values
-    deltas = np.where(np.isnan(next_values), 0, deltas)  # NaN: a dropped row
-    goes_on = ~(x.terminated | x.truncated) | x.carry_after
-    decay = np.where(goes_on, 1 if x.carry_without_gamma else x.gamma, 0)
-    first_lambda = 1 if x.first_without_lambda else x.lambda_
-    result, later = np.zeros(x.values.shape), 0.0
-    for t in rows if x.forward else reversed(rows):
-        result[t] = np.where(x.mask[t], deltas[t] + decay[t] * first_lambda * later, 0)
-        later = np.where(x.mask[t], deltas[t] + decay[t] * x.lambda_ * later, x.masked_carry * later)
+    bootstrap = np.where(c.truncated, c.final_values, next_values(c))
+    bootstrap = np.where(c.terminated, 0, bootstrap)
+    deltas = np.where(np.isnan(bootstrap), 0, c.rewards + c.gamma * bootstrap - c.values)  # NaN: a dropped row
+    decay = np.where(~(c.terminated | c.truncated) | c.carry_after, c.gamma, 0)
+    first_lambda = 1 if c.first_without_lambda else c.lambda_
+    result, later = np.zeros(c.values.shape), 0.0
+    for t in c.rows:
+        result[t] = np.where(c.mask[t], deltas[t] + decay[t] * first_lambda * later, 0)
+        later = np.where(c.mask[t], deltas[t] + decay[t] * c.lambda_ * later, c.masked_carry * later)
     return result
+
+
+def next_values(c: SimpleNamespace) -> np.ndarray:
+    """Returns V(s_{t+1}), the value of the next unmasked row, and V(s_T) after the last; or what is there for it."""
+    result, later = np.zeros(c.values.shape), c.bootstrap_value
+    for t in c.rows:
+        result[t], later = later, np.where(c.mask[t], c.values[t], later)
+    return result if c.next_values is None else c.next_values
 
 
 def _with(**arguments: Any) -> list[Change]:
     """Other arguments: numbers and flags, or functions of the cases."""
+    return [lambda estimate: lambda c: estimate(_changed(c, **arguments))]
 
-    def changed(c: SimpleNamespace) -> SimpleNamespace:
-        new = {name: x(c) if callable(x) else np.full_like(vars(c)[name], x) for name, x in arguments.items()}
-        return SimpleNamespace(**(vars(c) | new))
 
-    return [lambda estimate: lambda c: estimate(changed(c))]
+def _changed(c: SimpleNamespace, **arguments: Any) -> SimpleNamespace:
+    new = {name: x(c) if callable(x) else np.full_like(vars(c)[name], x) for name, x in arguments.items()}
+    return SimpleNamespace(**(vars(c) | new))
 
 
 def _then(result: Callable[[np.ndarray, SimpleNamespace], np.ndarray]) -> list[Change]:
@@ -127,9 +119,9 @@ def _last_row_unset(*names: str) -> list[Change]:
 
 
 def _masked_rows_hand_on(carry: Any) -> list[Change]:
-    """Beside the carry, a masked row hands no value, the value that it gets, or its own value to the row before."""
-    values = {"masked_value": 0.0}, {}, {"own_masked_value": True}
-    return [way for value in values for way in _with(masked_carry=carry, **value)]
+    """Beside the carry, a masked row hands the value that it gets, its own value, or 0 to the row before."""
+    others = [lambda c, how=how: next_values(_changed(c, **how)) for how in ({"mask": True}, ZEROS)]
+    return [way for values in (next_values, *others) for way in _with(masked_carry=carry, next_values=values)]
 
 
 def _also_masked(ways: list[Change]) -> list[Change]:
@@ -143,11 +135,13 @@ def _normalized(ddof: int, masked_rows: bool) -> list[Change]:
     return _then(lambda a, c: (a - a.mean(where=where(c), **over)) / a.std(where=where(c), ddof=ddof, **over))
 
 
+VALUES = operator.attrgetter("values")
+ZEROS = {"mask": True, "rewards": lambda c: c.rewards * c.mask, "values": lambda c: c.values * c.mask}
 FLAGS = [("terminated", "truncated"), ("terminated",), ("truncated",)]
 FAMILIES: dict[str, dict[str, list[Change]]] = {  # what to do: {the name of a mistake: the ways to make it}
     "start at row T-1, go back to row 0, and return row 0 first": {
         "the result is in reverse": _then(lambda a, c: a[::-1]),
-        "time runs the wrong way": _with(forward=True, values_forward=True) + _with(forward=True),
+        "time runs the wrong way": _with(rows=range(8)) + _with(rows=range(8), next_values=next_values),
     },
     "bootstrap from V(final observation), or set A_t to 0 if it is not known; do not add A_{t+1}": {
         "truncation as termination": _with(terminated=lambda c: c.terminated | c.truncated, truncated=False),
@@ -157,8 +151,8 @@ FAMILIES: dict[str, dict[str, list[Change]]] = {  # what to do: {the name of a m
         ),
     },
     "evaluate the observation that the environment returned before its reset": {
-        "V(s_t) for V(final observation)": _with(final_values=lambda c: c.values),
-        "V(reset observation) for V(final observation)": _with(reset_value=True),
+        "V(s_t) for V(final observation)": _with(final_values=VALUES),
+        "V(reset observation) for V(final observation)": _with(final_values=next_values),
         "the final value of the step before": _moved(1, "final_values"),
         "the final value of the step after": _moved(-1, "final_values"),
     },
@@ -169,7 +163,9 @@ FAMILIES: dict[str, dict[str, list[Change]]] = {  # what to do: {the name of a m
             *_with(carry_after=lambda c: c.carry_after | c.terminated),
             *_with(carry_after=lambda c: c.carry_after | (c.terminated & ~c.truncated)),
         ],
-        "V(s_{t+1}) counts after a termination": _with(value_after_end=True),
+        "V(s_{t+1}) counts after a termination": _with(
+            rewards=lambda c: c.rewards + c.gamma * np.where(c.terminated, next_values(c), 0)
+        ),
         "the reward of a terminated row is missing": _with(rewards=lambda c: np.where(c.terminated, 0, c.rewards)),
     },
     "row t holds the flags of the transition from s_t to s_{t+1}; the last row has flags too": {
@@ -178,7 +174,7 @@ FAMILIES: dict[str, dict[str, list[Change]]] = {  # what to do: {the name of a m
         "the flags of the last row are ignored": [way for names in FLAGS for way in _last_row_unset(*names)],
     },
     "row t bootstraps from the value of row t+1, and row T-1 from V(s_T)": {
-        "V(s_t) for V(s_{t+1})": _with(own_value=True) + _with(own_value=True, final_values=lambda c: c.values),
+        "V(s_t) for V(s_{t+1})": _with(next_values=VALUES) + _with(next_values=VALUES, final_values=VALUES),
         "V(s_{T-1}) for V(s_T)": _with(bootstrap_value=lambda c: c.values[-1]),
         "the bootstrap value is missing": _with(bootstrap_value=0),
         "the bootstrap value counts twice": [
@@ -201,15 +197,13 @@ FAMILIES: dict[str, dict[str, list[Change]]] = {  # what to do: {the name of a m
         "λ is squared": _with(lambda_=lambda c: c.lambda_**2),
         "γ for λ": _with(lambda_=lambda c: c.gamma),
         "γ is missing": _with(gamma=1),
-        "γ is missing in the TD error": _with(td_without_gamma=True),
-        "γ is missing in the carry": _with(carry_without_gamma=True),
+        "γ is missing in the TD error": _with(gamma=1, lambda_=lambda c: c.gamma * c.lambda_),
+        "γ is missing in the carry": _with(lambda_=lambda c: c.lambda_ / c.gamma),
         "γ is squared": _with(gamma=lambda c: c.gamma**2),
     },
     "a masked row hands V(s_{t+1}) and A_{t+1} to the row before it, unchanged": {
         "the mask is ignored": _also_masked(_with(mask=True)),
-        "masked rows are steps with reward and value 0": _also_masked(
-            _with(mask=True, rewards=lambda c: c.rewards * c.mask, values=lambda c: c.values * c.mask)
-        ),
+        "masked rows are steps with reward and value 0": _also_masked(_with(**ZEROS)),
         "a masked row ends the episode": _masked_rows_hand_on(carry=0),
         "masked rows decay by γλ": _masked_rows_hand_on(carry=lambda c: c.gamma * c.lambda_),
     },

@@ -192,11 +192,11 @@ MUTANTS_WITH_TIME_SPLIT = {  # mistakes in what runs only where time is split ov
     matches_oracle: [
         ("time begins at the wrong end", SHARDED, "count - 1 if reverse else 0", "0 if reverse else count - 1"),
         ("carry of the first shard", SHARDED, "entering[index]", "entering[0]"),
-        ("lambda of its own shard", RECURSION, "if time_axis_name is not None:", "if False:"),
+        ("lambda of its own shard", RECURSION, "if axis_name is not None:", "if False:"),
         ("lambda of the shard after", RECURSION, "[(i, i + 1) for", "[(i + 1, i) for"),
         ("lambda of the first row before", RECURSION, "before = lambda_[-1:]", "before = lambda_[:1]"),
         ("lambda of a shard of one row", RECURSION, "and not is_shard_of_one_row", "or False"),
-        ("masked shards apart", RECURSION, "axis_name=time_axis_name, impl", "impl"),
+        ("masked shards apart", RECURSION, "axis_name=axis_name, impl", "impl"),
     ],
     unused_entries_affect_nothing: [
         ("0 times NaN", "_affine_scan/affine_map.py", "(a == 0) & ~jnp.isfinite(h), 0, h", "False, 0, h"),

@@ -209,7 +209,7 @@ MUTANTS = {
     ],
     second_derivatives_around_a_loop: [("the bare kernel", SCAN, "kernel = not_split(kernel, step)", "pass")],
     forgets_before_a_cut: [("0 times NaN", AFFINE_MAP, "(a == 0) & ~jnp.isfinite(h), 0, h", "False, 0, h")],
-    batched: [("shared arrays exchanged", BLOCKED, "entering, xs, shared)[1]", "entering, xs, shared[::-1])[1]")],
+    batched: [("shared arrays exchanged", BLOCKED, "[in_order], xs, shared)[1]", "[in_order], xs, shared[::-1])[1]")],
     kernel_matches_lax_scan: [
         ("a race between blocks of time", KERNEL, '("parallel", "arbitrary")', '("parallel", "parallel")'),
         ("over the edge", KERNEL, "jnp.minimum(rows_in_block,", "jnp.minimum(rows_in_block, rows_in_block +"),
