@@ -155,6 +155,7 @@ def test_numbers_beyond_float32_are_infinite():
     np.testing.assert_array_equal(got, want)
     with enable_x64(True):
         np.testing.assert_allclose(normalize(1e39 * rewards.astype(np.float64), epsilon=1e39).std(), 0.81, atol=0.01)
+        np.testing.assert_array_equal(normalize(rewards, epsilon=10**400), 0)
 
 
 def test_no_transfer_if_all_arguments_are_on_the_device():

@@ -62,6 +62,7 @@ def test_locates_what_no_name_fits():
         (lambda c: 0, lambda c: c["terminated"], ", all terminated. t = 6"),
         (lambda c: 0, lambda c: np.arange(8)[:, None] == 7, ", all in row T-1. t = 7"),
         (lambda c: c["terminated"], lambda c: 0, ", all in or before a terminated row. t"),
+        (lambda c: c["truncated"], lambda c: 0, ", all in or before a truncated row. t"),
         (lambda c: c["terminated"] | c["truncated"], lambda c: 0, " rows are wrong. t"),
         (lambda c: 0, lambda c: 1, "24 of 24 rows are wrong. t = 7"),
     ],
