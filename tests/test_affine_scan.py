@@ -80,7 +80,7 @@ def gradient_of(scan):
 @pytest.mark.versions
 @pytest.mark.parametrize(
     ("platform", "lanes", "loops", "kernels"),
-    [("cpu", 32, 1, 0), ("cuda", 32, 0, 0), ("rocm", 32, 0, 0), ("tpu", 32, 0, 1), ("tpu", 15, 0, 0)],
+    [("cpu", 32, 1, 0), ("cuda", 32, 0, 0), ("rocm", 32, 0, 0), ("tpu", 16, 0, 1), ("tpu", 15, 0, 0)],
 )
 def test_choice_of_each_platform(platform, lanes, loops, kernels):
     """On a TPU, the kernel unless the batch is narrow."""

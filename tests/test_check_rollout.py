@@ -100,6 +100,8 @@ ACCEPTED: list[dict[str, Any]] = [
 LONGER = np.ones((T + 1, N), np.float32)
 LONGER[T, 1] = nan
 LAST_ROW: dict[str, Any] = {name: x[-1:, 1:] if x.ndim == 2 else x[1:] for name, x in ARGUMENTS.items()} | NO_MASK
+ONE_WORKER = {"rewards": MASK[:, 0], "values": MASK[:, 0], "terminated": False, "gamma": 0.9, "lambda_": 0.8}
+ONE_WORKER |= dict.fromkeys(("truncated", "final_values", "mask"))
 ADVICE = "12, the first at [0, 0]. If these are probabilities p, pass terminated=False and gamma=gamma * (1 - p)"
 REFUSED: list[tuple[str, str, str, dict[str, Any]]] = [
     *((name, words, f"1, the first at {[*index]}", with_entry(name, index, x)) for name, index, x, words in READ),
@@ -108,6 +110,7 @@ REFUSED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("rewards", FINITE, "4, the first at [0, 2]", transposed(**with_entry("rewards", slice(2, 4), nan))),
     ("values", FINITE, "1, the first at [6, 1]", NO_MASK | {"values": LONGER, "bootstrap_value": None}),
     ("values", FINITE, "1, the first at [1, 0]", LAST_ROW | {"values": LONGER[-2:, 1:], "bootstrap_value": None}),
+    ("bootstrap_value", FINITE, "1", ONE_WORKER | {"bootstrap_value": nan}),
     *(
         (name, must, f"{np.size(x)}, the first at {[0] * x.ndim}", NO_MASK | {name: x})
         for name, must in (("gamma", GAMMA), ("lambda_", LAMBDA))
@@ -130,7 +133,7 @@ def checked(*, time_axis=0, **arguments):
 def test_finds_wrong_entries_that_are_read(name, words, found, changes):
     """The message counts the entries, and shows the index of the first, in the layout of the caller."""
     message = re.escape(f"`{name}` {words} where it is read; wrong entries: {found}")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^{message}(\. If these are probabilities .*)?$"):
         check(**changes)
     with pytest.raises(checkify.JaxRuntimeError, match=message):
         checked(**ARGUMENTS | changes).throw()
@@ -167,7 +170,7 @@ WARNINGS: list[tuple[dict[str, Any], list[str]]] = [
     (NO_FINAL_VALUE, [MASKED.format("truncated", "1, the first at [5, 1]. 'What arrives")]),
     (transposed(**LATE_REWARDS), [MASKED.format("rewards", "2, the first at [1, 4]")]),
     (NO_MASK | LATE_REWARDS, []),
-    (PADDED, [PADDING]),
+    *((PADDED | with_entry("mask", (4, 1), x), [PADDING]) for x in (0, 1)),
     *((PADDED | with_entry(flag, (3, 1), 1), []) for flag in ("terminated", "truncated")),
     (PADDED | {"mask": MASK[::-1], "rewards": MASK[::-1]}, []),
     (DONE, [LIMITS]),

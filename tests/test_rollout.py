@@ -54,6 +54,7 @@ SHAPES = [  # the other arguments, the name of the wrong one, what is passed, th
     (GOOD, "truncated", zeros(N, dtype=bool), ROWS, NO_TIME),
     (ONE, "truncated", 0.5, (T,), V_LAST),
     (GOOD, "mask", True, ROWS, MANY),
+    (GOOD, "mask", zeros(T, N, 2), ROWS, ""),
     (GOOD | {"terminated": zeros(T, N)}, "mask", zeros(1, N), ROWS, MANY),
     (CUT, "final_values", zeros(T + 1, N), ROWS, TOO_MANY),
     (GOOD, "values", zeros(T, N), LONGER, STATES),
