@@ -27,22 +27,6 @@ def any_time_axis(estimate, rollout, reference=oracle):
         assert_close([np.moveaxis(x, axis, 0) for x in output], reference(**rollout.arguments()))
 
 
-def split_rollout_equals_whole(estimate, rollout):
-    """The earlier part bootstraps from V + lambda A of the first unmasked row of the later part."""
-    whole, lambda_, k = estimate(**rollout.arguments()), rollout.full(rollout.lambda_), rollout.steps // 2
-    late = estimate(**rollout.rows(k, rollout.steps).arguments())
-    last_value = np.array(rollout.values[-1])
-    for worker in np.ndindex(last_value.shape):
-        before, after = np.split(rollout.live[(slice(None), *worker)], [k])
-        if before.any() and after.any():
-            mixed = lambda_[(np.flatnonzero(before)[-1], *worker)]
-            first = (np.flatnonzero(after)[0], *worker)
-            last_value[worker] = rollout.values[k:][first] + mixed * late.advantages[first]
-    early = rollout.rows(0, k)
-    early = estimate(**early.replace(values=np.stack([*early.values[:-1], last_value])).arguments())
-    assert_close([np.concatenate(pieces) for pieces in zip(early, late, strict=True)], whole)
-
-
 def unused_entries_affect_nothing(estimate, rollout, reference=None):
     """Unused entries may be NaN or infinite; they affect neither outputs nor gradients."""
     del reference
@@ -138,12 +122,10 @@ MUTANTS = {
         ("gamma for lambda", RECURSION, "row.lambda_before * advantage", "row.gamma * advantage"),
         ("gamma is missing", RECURSION, "row.gamma * next_value(h, row)", "next_value(h, row)"),
         ("truncation as termination", RECURSION, "row.final_value, h)", "0, h)"),
+        ("no lambda on the first hop", RECURSION, "advantage, advantage", "advantage, advantage / row.lambda_before"),
         ("no bootstrap value", RECURSION, "skipping_step, rollout.", "skipping_step, 0 * rollout."),
     ],
     any_time_axis: [("time left in front", ROLLOUT, "jnp.moveaxis(x, 0, axis)", "x")],
-    split_rollout_equals_whole: [
-        ("no lambda on the first hop", RECURSION, "advantage, advantage", "advantage, advantage / row.lambda_before"),
-    ],
     unused_entries_affect_nothing: [
         ("0 times NaN", RECURSION, "jnp.where(row.terminated, 0, h)", "(1 - row.terminated.astype(h.dtype)) * h"),
         ("masked rows are read", RECURSION, "else jnp.where(mask, x, 0)", "else x"),
