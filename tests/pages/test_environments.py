@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax import lax
 from support import pages
-from support.oracle import oracle
+from support.oracle import oracle, standardized
 
 pytestmark = pytest.mark.usefixtures("fast_compilation")
 PAGE = "examples/guides/environments.md"
@@ -259,7 +259,7 @@ def test_workers_split_over_devices():
     names = {"rewards": rewards * np.arange(workers, dtype=np.float32), "values": values}
     names["terminated"] = rng.random(rewards.shape) < 0.1
     want, _ = oracle(**names, **PARAMETERS)
-    check(SPLIT, names, (want - want.mean()) / want.std())
+    check(SPLIT, names, standardized(want))
 
 
 # Rows that are no samples.

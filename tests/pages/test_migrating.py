@@ -14,7 +14,7 @@ import pytest
 from jax import lax
 from support import pages, peers
 from support.laws import assert_close
-from support.oracle import oracle
+from support.oracle import oracle, standardized
 from support.peers import AGENTS, PACKAGES
 
 import gae_jax
@@ -124,10 +124,6 @@ def swap(function, name="", **modules):
     return pages.run(block, names | mocks | modules)[name or function]
 
 
-def whiten(advantages, live, ddof):
-    return (advantages - advantages[live].mean()) / advantages[live].std(ddof=ddof)
-
-
 @pytest.mark.parametrize("agent", ["tunix", "skrl, JAX"])
 def test_swap_matches_definition_and_package(agent):
     """Both whiten the advantages; tunix returns them first."""
@@ -135,9 +131,9 @@ def test_swap_matches_definition_and_package(agent):
     x, live = SimpleNamespace(**peers.names_of(agent, rollout)), rollout.live
     advantages, targets = oracle(**rollout.arguments())
     if agent == "tunix":
-        package, ours, wanted = peers.TUNIX_GAE, swap("tunix_gae"), [whiten(advantages, live, 1), targets]
+        package, ours, wanted = peers.TUNIX_GAE, swap("tunix_gae"), [standardized(advantages, live, 1), targets]
     else:
-        package, ours, wanted = peers.SKRL_GAE, swap("skrl_gae"), [targets, whiten(advantages, live, 0)]
+        package, ours, wanted = peers.SKRL_GAE, swap("skrl_gae"), [targets, standardized(advantages, live, 0)]
     answers = [peers.in_rows(answer, rollout)[live] for answer in peers.call_by_name(ours, x)]
     assert_close(answers, [each[live] for each in wanted])
     whitening = {"normalize": normalize, "advantages": advantages, "mask": live}

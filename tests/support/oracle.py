@@ -77,6 +77,13 @@ def vtrace_oracle(rewards, values, terminated, *, log_rhos, clip_rho=1.0, clip_c
     return advantages, targets
 
 
+def standardized(x, mask=None, ddof=0):
+    """Mean 0 and variance 1 over the unmasked entries, and 0 elsewhere."""
+    x = np.asarray(x, np.float64)
+    mask = np.ones(x.shape, bool) if mask is None else mask
+    return np.where(mask, (x - x[mask].mean()) / x[mask].std(ddof=ddof), 0)
+
+
 def episodes(values, terminated, truncated, final_values, mask, bootstrap_value):
     """Yields the unmasked rows of each episode, or of the part that the rollout holds, and the value after the last."""
     rows = []
