@@ -9,7 +9,6 @@ from support import scan_laws
 from support.scan_laws import assert_all_close, interpreted_kernel, lax_scan, problem, scan_of
 
 import gae_jax
-from gae_jax._affine_scan import affine_scan
 
 IMPLEMENTATIONS = ["blocked", pytest.param("pallas", marks=pytest.mark.slow)]
 LENGTH, LANES = 257, 32  # three stages of blocks
@@ -47,17 +46,6 @@ def test_without_jit(implementation):
     arguments = problem(0, 5, (2,))
     with jax.disable_jit():
         assert_all_close(scan_of(gae_jax, implementation)(*arguments), lax_scan(*arguments))
-
-
-def test_without_rows_to_read_or_outputs():
-    """The rows may be shared by all, and the step may return no output."""
-
-    def double(carry, row, shared):
-        return 2 * carry + row * 0, ()
-
-    last, ys = affine_scan(double, jnp.ones(2), jnp.zeros((3, 2)), ())
-    assert ys == ()
-    assert last.tolist() == [8, 8]
 
 
 # The choice by platform.
