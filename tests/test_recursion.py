@@ -47,18 +47,13 @@ def test_degenerate_rollout(rollout):
 
 def test_masked_nan_under_debug_nans():
     """Neither the results nor the gradients compute a NaN from NaN in masked rows."""
-    rollout = random_rollout(2, steps=6, batch=(3,), masked_share=0.4)
-    rewards = jnp.where(rollout.live, rollout.rewards, jnp.nan)
-    values = jnp.asarray(np.where(np.stack([*~rollout.live, np.zeros(3, bool)]), np.nan, rollout.values))
-    arguments = rollout.arguments()
-    del arguments["rewards"], arguments["values"]
-
-    def loss(rewards, values):
-        return sum(map(jnp.sum, gae(rewards, values, **arguments)))
-
+    whole = random_rollout(2, steps=6, batch=(3,), masked_share=0.4)
+    rollout = laws.with_unused_entries(whole, np.float32(np.nan))
+    rollout.values[-1] = whole.values[-1]  # of no row
+    flags, inputs = laws.flags_of(rollout), laws.inputs_of(rollout)
     with jax.debug_nans(True):
-        jax.block_until_ready(gae(rewards, values, **arguments))
-        jax.block_until_ready(jax.grad(loss, argnums=(0, 1))(rewards, values))
+        jax.block_until_ready(gae(**inputs, **flags))
+        jax.block_until_ready(jax.grad(lambda inputs: sum(map(jnp.sum, gae(**inputs, **flags))))(inputs))
 
 
 STEPS, WORKERS = 12, 4
