@@ -57,14 +57,6 @@ def lowered(implementation, platform, lanes=LANES, transformation=lambda scan: s
     return jax.jit(call).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
-def gradient_of(scan):
-    def gradient(init, xs, shared):
-        loss, floats = scan_laws.loss_of(scan, xs)
-        return jax.grad(loss)((init, floats, shared))
-
-    return gradient
-
-
 @pytest.mark.versions
 @pytest.mark.parametrize(
     ("platform", "lanes", "loops", "kernels"),
@@ -82,7 +74,7 @@ def test_choice_of_each_platform(platform, lanes, loops, kernels):
 @pytest.mark.parametrize("implementation", ["scan", "blocked", None])
 def test_gradient_has_the_two_loops_of_lax_scan(implementation, platform):
     """One forward, one backward; the results themselves come from the implementation."""
-    assert lowered(implementation, platform, transformation=gradient_of).count("stablehlo.while") == 2
+    assert lowered(implementation, platform, transformation=scan_laws.gradient_of).count("stablehlo.while") == 2
 
 
 @pytest.mark.versions
