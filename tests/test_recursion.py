@@ -11,7 +11,7 @@ from support.estimator_laws import ESTIMATORS
 from support.meshes import over_time
 from support.rollouts import random_rollout
 from support.scan_laws import interpreted_kernel
-from support.versions import second_derivative_per_shard
+from support.versions import derivatives_per_shard
 
 import gae_jax
 from gae_jax import gae
@@ -106,7 +106,7 @@ slow = pytest.mark.slow
     ("estimate", "plain"),
     [
         pytest.param(gae, gae, marks=pytest.mark.versions),
-        pytest.param(KERNEL_IN_SHARDS, gae, marks=(slow, second_derivative_per_shard)),
+        pytest.param(KERNEL_IN_SHARDS, gae, marks=(slow, derivatives_per_shard)),
         pytest.param(VTRACE, VTRACE, marks=slow),
     ],
     ids=["gae", "gae, time split", "vtrace"],
