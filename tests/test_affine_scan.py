@@ -9,7 +9,6 @@ from support import scan_laws
 from support.scan_laws import assert_all_close, interpreted_kernel, lax_scan, problem, scan_of
 
 import gae_jax
-from gae_jax._affine_scan import affine_scan
 
 IMPLEMENTATIONS = ["blocked", pytest.param("pallas", marks=pytest.mark.slow)]
 LENGTH, LANES = 257, 32  # three stages of blocks
@@ -49,17 +48,6 @@ def test_without_jit(implementation):
         assert_all_close(scan_of(gae_jax, implementation)(*arguments), lax_scan(*arguments))
 
 
-def test_without_rows_to_read_or_outputs():
-    """The rows may be shared by all, and the step may return no output."""
-
-    def double(carry, row, shared):
-        return 2 * carry + row * 0, ()
-
-    last, ys = affine_scan(double, jnp.ones(2), jnp.zeros((3, 2)), ())
-    assert ys == ()
-    assert last.tolist() == [8, 8]
-
-
 # The choice by platform.
 
 
@@ -67,14 +55,6 @@ def lowered(implementation, platform, lanes=LANES, transformation=lambda scan: s
     call = transformation(scan_of(gae_jax, implementation))
     arguments = jax.eval_shape(lambda: problem(0, LENGTH, (lanes,)))
     return jax.jit(call).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
-
-
-def gradient_of(scan):
-    def gradient(init, xs, shared):
-        loss, floats = scan_laws.loss_of(scan, xs)
-        return jax.grad(loss)((init, floats, shared))
-
-    return gradient
 
 
 @pytest.mark.versions
@@ -94,7 +74,7 @@ def test_choice_of_each_platform(platform, lanes, loops, kernels):
 @pytest.mark.parametrize("implementation", ["scan", "blocked", None])
 def test_gradient_has_the_two_loops_of_lax_scan(implementation, platform):
     """One forward, one backward; the results themselves come from the implementation."""
-    assert lowered(implementation, platform, transformation=gradient_of).count("stablehlo.while") == 2
+    assert lowered(implementation, platform, transformation=scan_laws.gradient_of).count("stablehlo.while") == 2
 
 
 @pytest.mark.versions

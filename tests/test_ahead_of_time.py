@@ -11,7 +11,7 @@ pytest.importorskip("jax_plugins.xla_cuda12", reason="the compilers for GPUs and
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from scaling_out import collective_bytes, collectives
 from support import chips
@@ -136,12 +136,7 @@ def split(chip, fn, length, lanes, *, time=None, workers=None, kind=AxisType.Aut
     specs = [P(workers) if x.ndim == 1 else P(time, workers) for x in shapes(length, lanes)]
     if time:
         fn = jax.shard_map(fn, mesh=mesh, in_specs=tuple(specs), out_specs=P(time, workers))
-    arguments = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-        for x, spec in zip(shapes(length, lanes), specs, strict=True)
-    ]
-    with jax.set_mesh(mesh):
-        return jax.jit(fn).trace(*arguments).lower().compile()
+    return chips.compiled_on(mesh, fn, shapes(length, lanes), specs)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)

@@ -100,11 +100,6 @@ def test_bad_argument(error, name, x, message):
                 advantages_by(estimator, GOOD | {name: x})
 
 
-def test_the_axis_of_time_is_not_called_axis_name():
-    """In JAX and in `normalize`, `axis_name` is the axis that data is split over."""
-    assert "axis_name" not in inspect.signature(gae).parameters
-
-
 def test_conversions_that_the_errors_name():
     for rewards in (jnp.asarray([[1.0] * N] * T), jnp.asarray(Variable(T, N)), jnp.from_dlpack(Tensor(T, N))):
         assert advantages_by(gae, GOOD | {"rewards": rewards}).shape == (T, N)

@@ -210,20 +210,6 @@ def test_chexify(monkeypatch):
         fn(ARGUMENTS | with_entry("gamma", (0, 0), 1.5))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("wrap", [jax.vmap, jax.checkpoint, jax.grad], ids=lambda wrap: wrap.__name__)
-def test_inside_other_transformations(wrap):
-    def loss(rewards, terminated):
-        arguments = {"rewards": rewards, "values": jnp.zeros(T + 1), "terminated": terminated}
-        return jnp.sum(checks_then_gae(arguments | {"gamma": 0.9, "lambda_": 0.8}).advantages)
-
-    rewards, terminated = jnp.ones((T, T)), jnp.full((T, T), 3)
-    arguments = (rewards, terminated) if wrap is jax.vmap else (rewards[0], terminated[0])
-    error, _ = jax.jit(checkify.checkify(wrap(loss)))(*arguments)
-    with pytest.raises(checkify.JaxRuntimeError, match="`terminated` must hold 0 and 1"):
-        error.throw()
-
-
 def test_jax_refuses_a_check_in_a_compiled_function_without_checkify():
     with pytest.raises(ValueError, match="not functionalized"):
         jax.jit(checks_then_gae)(ARGUMENTS)

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import estimator_laws, laws, scan_laws
+from support import estimator_laws, scan_laws
 from support.rollouts import random_rollout
 from support.versions import kernel_on_explicit_axes, set_mesh
 
 import gae_jax
 from gae_jax._affine_scan import affine_scan
 from gae_jax._affine_scan.pallas_tpu import obstacle_to_kernel
-
-GAE_LAWS = laws.matches_oracle, laws.unused_entries_affect_nothing, laws.gradients_match_oracle
 
 
 @pytest.mark.slow
@@ -34,7 +32,7 @@ def test_any_batch_axes(batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", GAE_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", estimator_laws.LAWS_OF_ALL, ids=lambda law: law.__name__)
 def test_gae_obeys_the_law(law):
     """With every argument, and with parameters that vary over time and that do not."""
     estimate = estimator_laws.gae_of(gae_jax, implementation="pallas")

@@ -1,7 +1,6 @@
 """The boundaries of episodes in degenerate rollouts, numbers that are not finite, and derivatives around a loop."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from support.estimator_laws import ESTIMATORS
 from support.meshes import over_time
 from support.rollouts import random_rollout
 from support.scan_laws import interpreted_kernel
-from support.versions import second_derivative_per_shard
+from support.versions import derivatives_per_shard
 
 import gae_jax
 from gae_jax import gae
@@ -48,18 +47,13 @@ def test_degenerate_rollout(rollout):
 
 def test_masked_nan_under_debug_nans():
     """Neither the results nor the gradients compute a NaN from NaN in masked rows."""
-    rollout = random_rollout(2, steps=6, batch=(3,), masked_share=0.4)
-    rewards = jnp.where(rollout.live, rollout.rewards, jnp.nan)
-    values = jnp.asarray(np.where(np.stack([*~rollout.live, np.zeros(3, bool)]), np.nan, rollout.values))
-    arguments = rollout.arguments()
-    del arguments["rewards"], arguments["values"]
-
-    def loss(rewards, values):
-        return sum(map(jnp.sum, gae(rewards, values, **arguments)))
-
+    whole = random_rollout(2, steps=6, batch=(3,), masked_share=0.4)
+    rollout = laws.with_unused_entries(whole, np.float32(np.nan))
+    rollout.values[-1] = whole.values[-1]  # of no row
+    flags, inputs = laws.flags_of(rollout), laws.inputs_of(rollout)
     with jax.debug_nans(True):
-        jax.block_until_ready(gae(rewards, values, **arguments))
-        jax.block_until_ready(jax.grad(loss, argnums=(0, 1))(rewards, values))
+        jax.block_until_ready(gae(**inputs, **flags))
+        jax.block_until_ready(jax.grad(lambda inputs: sum(map(jnp.sum, gae(**inputs, **flags))))(inputs))
 
 
 STEPS, WORKERS = 12, 4
@@ -102,46 +96,23 @@ def test_a_number_that_is_not_finite_stays_within_its_episode(name, how, paramet
 # Derivatives of a loop around an estimator, as for meta-gradients of gamma and lambda.
 
 MINIBATCHES = [random_rollout(seed, steps=3, batch=(16,), truncation=None) for seed in range(2)]
-LOG_RHOS = jnp.sin(jnp.arange(3 * 16.0)).reshape(3, 16)
+# Pallas's interpreter refuses check_vma.
+KERNEL_IN_SHARDS = over_time(functools.partial(gae, implementation="pallas"), 3, check_vma=False)
+VTRACE = functools.partial(gae_jax.vtrace, log_rhos=jnp.sin(jnp.arange(3 * 16.0)).reshape(3, 16), clip_c=0.5)
+slow = pytest.mark.slow
 
 
-def targets_by_definition(rewards, values, terminated, gamma, lambda_, rho: Any = 1.0, c: Any = 1.0):
-    """Returns V-trace targets: A_t + V(s_t) with the ratios 1."""
-    steps, discounts = len(rewards), gamma * (1 - terminated.astype(jnp.float32))
-    weights, rho = c * lambda_ * jnp.ones(rewards.shape), rho * jnp.ones(rewards.shape)
-    deltas = rho * (rewards + discounts * values[1:] - values[:-1])
-    targets = []
-    for t in range(steps):
-        product, target = jnp.ones(rewards.shape[1:]), values[t]
-        for k in range(t, steps):
-            target += product * deltas[k]
-            product *= discounts[k] * weights[k]
-        targets.append(target)
-    return jnp.stack(targets)
-
-
-def ratios(clip):
-    return jnp.exp(jnp.minimum(LOG_RHOS, jnp.log(clip)))
-
-
-slow, versions = pytest.mark.slow, pytest.mark.versions
-BESIDE_LOOPS = {  # and the same by a Python loop
-    "gae": (gae, targets_by_definition),
-    "gae, time split": (  # Pallas's interpreter refuses check_vma
-        over_time(functools.partial(gae, implementation="pallas"), 3, check_vma=False),
-        targets_by_definition,
-    ),
-    "vtrace": (
-        functools.partial(gae_jax.vtrace, log_rhos=LOG_RHOS, clip_c=0.5),
-        functools.partial(targets_by_definition, rho=ratios(1.0), c=ratios(0.5)),
-    ),
-}
-MARKS = {"gae": versions, "gae, time split": (slow, second_derivative_per_shard), "vtrace": slow}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS[name]) for name in BESIDE_LOOPS])
-def test_second_derivatives_of_a_loop_over_minibatches(name):
-    """As for a meta-gradient of gamma and lambda; the batch is wide enough for the kernel of TPUs."""
+@pytest.mark.parametrize(
+    ("estimate", "plain"),
+    [
+        pytest.param(gae, gae, marks=pytest.mark.versions),
+        pytest.param(KERNEL_IN_SHARDS, gae, marks=(slow, derivatives_per_shard)),
+        pytest.param(VTRACE, VTRACE, marks=slow),
+    ],
+    ids=["gae", "gae, time split", "vtrace"],
+)
+def test_second_derivatives_of_a_loop_over_minibatches(estimate, plain):
+    """As of a plain `lax.scan`, for a meta-gradient of gamma and lambda; the batch is wide enough for the kernel."""
 
     def derivatives(estimate):
         def loss(numbers):
@@ -157,5 +128,6 @@ def test_second_derivatives_of_a_loop_over_minibatches(name):
     arrays = [jnp.stack([getattr(x, name) for x in MINIBATCHES]) for name in ("rewards", "values", "terminated")]
     numbers = jnp.array([0.9, 0.8])
     with interpreted_kernel():
-        got, want = (jax.jit(functools.partial(derivatives, estimate))() for estimate in BESIDE_LOOPS[name])
+        estimates = estimate, functools.partial(plain, implementation="scan")
+        got, want = (jax.jit(functools.partial(derivatives, fn))() for fn in estimates)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), got, want)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import export
 from support.estimators import ESTIMATORS, GOOD, N, T, advantages_by, each_estimator, zeros
-from support.laws import assert_close, flags_of
+from support.laws import assert_close
 from support.oracle import oracle
 from support.rollouts import random_rollout
 from support.versions import enable_x64
@@ -178,12 +178,6 @@ def test_one_number_equals_an_array_of_it(estimator):
             np.testing.assert_array_equal(advantages_by(estimator, arguments), want)
         by_worker = {name: x.T if np.ndim(x) == 2 else x for name, x in arguments.items()}
         np.testing.assert_array_equal(advantages_by(estimator, by_worker | {"time_axis": 1}).T, want)
-
-
-@pytest.mark.parametrize("dtype", [bool, np.int32, np.uint8, np.float32])
-def test_flags_of_any_kind(dtype):
-    arguments = TYPED.arguments() | {k: v.astype(dtype) for k, v in flags_of(TYPED).items() if v is not None}
-    assert_close(gae(**arguments), WANT_TYPED)
 
 
 @pytest.mark.parametrize("x64", [False, True])

@@ -20,9 +20,9 @@ from support.meshes import make_mesh, over_time
 from support.oracle import oracle
 from support.rollouts import EXAMPLES, random_rollout, rollouts
 from support.versions import (
+    derivatives_per_shard,
     gradients_on_explicit_axes,
     kernel_on_explicit_axes,
-    kernel_with_derivative_per_shard,
     set_mesh,
     shard_map_of_some_axes,
 )
@@ -174,7 +174,7 @@ BOTH, TIME = ("time", "workers"), ("time",)
     [
         (None, BOTH, Auto),
         (None, BOTH, Explicit),
-        pytest.param("pallas", BOTH, Explicit, marks=(versions, kernel_with_derivative_per_shard)),
+        pytest.param("pallas", BOTH, Explicit, marks=(versions, derivatives_per_shard)),
         pytest.param(None, TIME, Auto, marks=versions),
         pytest.param(None, TIME, Explicit, marks=(versions, shard_map_of_some_axes)),
         pytest.param("blocked", TIME, Explicit, marks=shard_map_of_some_axes),

@@ -2,6 +2,7 @@
 
 import struct
 import sys
+from typing import Any
 
 import bug_study
 import jax
@@ -11,25 +12,19 @@ import pytest
 
 from gae_jax import gae
 from gae_jax.testing import check_gae
+from gae_jax.testing._mistakes import cases
 
 measured = pytest.importorskip("gae_measured", reason="needs the extra `notebook`")
 pytest.importorskip("tyro", reason="needs the extra `notebook`")
 
 pytestmark = pytest.mark.examples
 RECORD = bug_study.read_results()
+CASE: dict[str, Any] = cases()["time limits, values known"]
 ADVANTAGES = jnp.arange(20.0).reshape(4, 5)  # four steps of five workers; all numbers differ
 
 
-def a_case():
-    rewards, values, final_values = np.random.default_rng(0).normal(size=(3, 9, 2)).astype(np.float32)
-    terminated, truncated = np.zeros((2, 9, 2), bool)
-    terminated[3, 0] = truncated[5] = True
-    case = {"rewards": rewards, "values": values, "terminated": terminated, "truncated": truncated}
-    return case | {"final_values": final_values, "bootstrap_value": np.ones(2, np.float32), "gamma": 0.9}
-
-
 def test_right_one_is_gae():
-    np.testing.assert_array_equal(bug_study.right(**a_case(), lambda_=0.8), gae(**a_case(), lambda_=0.8).advantages)
+    np.testing.assert_array_equal(bug_study.right(**CASE), gae(**CASE).advantages)
 
 
 @pytest.mark.parametrize("name", [name for name in bug_study.BUGS if name != "right"])
@@ -44,8 +39,8 @@ def test_sweep_has_its_own_lambda():
     for lambda_ in bug_study.SWEEP:
         estimate, *orders = bug_study.TRAINED[f"λ = {lambda_:g}"]
         assert orders == [bug_study.in_order, bug_study.in_order]
-        wanted = gae(**a_case(), lambda_=lambda_).advantages
-        np.testing.assert_array_equal(estimate(**a_case(), lambda_=bug_study.LAMBDA), wanted)
+        wanted = bug_study.right(**CASE | {"lambda_": lambda_})
+        np.testing.assert_array_equal(estimate(**CASE | {"lambda_": bug_study.LAMBDA}), wanted)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib", reason="needs the extra `notebook`")
 pytestmark = pytest.mark.examples
 NOTEBOOKS = pathlib.Path(__file__).parents[2] / "examples" / "notebook"
 SOURCE, NOTEBOOK = NOTEBOOKS / "gae_explained.py", NOTEBOOKS / "gae_explained.ipynb"
+CODE = [cell for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"]
 FIGURES = 9
 
 
@@ -21,12 +22,8 @@ def cells_of(path):
     return [(cell.cell_type, cell.source) for cell in jupytext.read(path).cells]
 
 
-def code_cells():
-    return [cell for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"]
-
-
 def outputs(kind):
-    return [output for cell in code_cells() for output in cell.outputs if output.output_type == kind]
+    return [output for cell in CODE for output in cell.outputs if output.output_type == kind]
 
 
 @pytest.mark.timeout(600)
@@ -45,9 +42,8 @@ def test_notebook_is_the_source():
 
 
 def test_every_code_cell_was_executed_in_order_and_without_error():
-    cells = code_cells()
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    assert all(output.output_type in ("stream", "display_data") for cell in cells for output in cell.outputs)
+    assert [cell.execution_count for cell in CODE] == list(range(1, len(CODE) + 1))
+    assert all(output.output_type in ("stream", "display_data") for cell in CODE for output in cell.outputs)
     assert all(output.name == "stdout" for output in outputs("stream"))
 
 
@@ -59,7 +55,7 @@ def test_every_figure_is_inside():
 
 
 def test_cell_that_draws_calls_a_check():
-    for cell in code_cells():
+    for cell in CODE:
         if any(output.output_type == "display_data" for output in cell.outputs):
             assert "measured.check_" in cell.source, cell.source
 
@@ -69,12 +65,12 @@ def test_every_check_asserts_and_is_called():
     checks = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")]
     assert len(checks) > 10
     for check in checks:
-        assert any(f"measured.{check.name}(" in cell.source for cell in code_cells()), check.name
+        assert any(f"measured.{check.name}(" in cell.source for cell in CODE), check.name
         assert "assert " in ast.unparse(check) or "close(" in ast.unparse(check), check.name
 
 
 def test_page_stays_short_and_answers_are_folded():
-    lines = [len(cell.source.splitlines()) for cell in code_cells()]
+    lines = [len(cell.source.splitlines()) for cell in CODE]
     assert max(lines) <= 10
     assert sum(lines) <= 250
     text = "\n".join(source for kind, source in cells_of(NOTEBOOK) if kind == "markdown")

@@ -53,9 +53,13 @@ def devices(chip, topology=None):
 
 def compiled(chip, fn, *shapes):
     """Compiles a function of arrays for one chip."""
-    mesh = Mesh(np.array(devices(chip)[:1]), ("all",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for x in shapes]
+    return compiled_on(Mesh(np.array(devices(chip)[:1]), ("all",)), fn, shapes, [PartitionSpec()] * len(shapes))
+
+
+def compiled_on(mesh, fn, shapes, specs):
+    """Compiles a function of arrays that are split over a mesh."""
+    shardings = [NamedSharding(mesh, spec) for spec in specs]
+    arguments = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s) for x, s in zip(shapes, shardings, strict=True)]
     with jax.set_mesh(mesh):
         return jax.jit(fn).trace(*arguments).lower().compile()
 

@@ -27,53 +27,6 @@ def any_time_axis(estimate, rollout, reference=oracle):
         assert_close([np.moveaxis(x, axis, 0) for x in output], reference(**rollout.arguments()))
 
 
-def lambda_0_gives_td_errors(estimate, rollout):
-    """With lambda 0, A_t is the TD error: r + gamma V(s') - V, where the flags of the row decide V(s')."""
-    rollout = rollout.replace(lambda_=0.0, mask=None)
-    values, next_values = rollout.values[:-1].astype(np.float64), rollout.values[1:].astype(np.float64)
-    if rollout.final_values is not None:
-        next_values = np.where(rollout.truncated, rollout.final_values, next_values)
-    next_values[rollout.terminated] = 0
-    deltas = rollout.rewards + rollout.full(rollout.gamma) * next_values - values
-    deltas[rollout.dropped] = 0
-    assert_close(estimate(**rollout.arguments()), (deltas, deltas + values))
-
-
-def lambda_1_gives_monte_carlo_returns(estimate, rollout):
-    """With lambda 1, the target is the discounted sum of rewards up to the end of the episode, and the value there."""
-    rollout = rollout.replace(lambda_=1.0, mask=None)
-    if rollout.final_values is None:
-        rollout = rollout.replace(truncated=None)
-    gamma = rollout.full(rollout.gamma)
-    returns = np.zeros(rollout.rewards.shape)
-    for t in range(rollout.steps):
-        discount = np.ones(rollout.rewards.shape[1:])  # 0 after the end of the episode
-        for k in range(t, rollout.steps):
-            returns[t] += discount * rollout.rewards[k]
-            discount = discount * gamma[k] * ~rollout.terminated[k]
-            if rollout.truncated is not None:
-                returns[t] += discount * rollout.truncated[k] * rollout.final_values[k]
-                discount = discount * ~rollout.truncated[k]
-        returns[t] += discount * rollout.values[-1]
-    assert_close(estimate(**rollout.arguments()), (returns - rollout.values[:-1], returns))
-
-
-def split_rollout_equals_whole(estimate, rollout):
-    """The earlier part bootstraps from V + lambda A of the first unmasked row of the later part."""
-    whole, lambda_, k = estimate(**rollout.arguments()), rollout.full(rollout.lambda_), rollout.steps // 2
-    late = estimate(**rollout.rows(k, rollout.steps).arguments())
-    last_value = np.array(rollout.values[-1])
-    for worker in np.ndindex(last_value.shape):
-        before, after = np.split(rollout.live[(slice(None), *worker)], [k])
-        if before.any() and after.any():
-            mixed = lambda_[(np.flatnonzero(before)[-1], *worker)]
-            first = (np.flatnonzero(after)[0], *worker)
-            last_value[worker] = rollout.values[k:][first] + mixed * late.advantages[first]
-    early = rollout.rows(0, k)
-    early = estimate(**early.replace(values=np.stack([*early.values[:-1], last_value])).arguments())
-    assert_close([np.concatenate(pieces) for pieces in zip(early, late, strict=True)], whole)
-
-
 def unused_entries_affect_nothing(estimate, rollout, reference=None):
     """Unused entries may be NaN or infinite; they affect neither outputs nor gradients."""
     del reference
@@ -161,9 +114,6 @@ MUTANTS = {
         ("a masked row ends the episode", RECURSION, "jnp.where(row.mask, h_t, h)", "jnp.where(row.mask, h_t, 0)"),
         ("a masked row is a step", RECURSION, "jnp.where(row.mask, h_t, h)", "h_t"),
         ("lambda of a masked row", RECURSION, "jnp.where(mask, lambda_, last)", "lambda_"),
-    ],
-    any_time_axis: [("time left in front", ROLLOUT, "jnp.moveaxis(x, 0, axis)", "x")],
-    lambda_0_gives_td_errors: [
         ("the result is in reverse", RECURSION, "**options)[1]", "**options)[1][::-1]"),
         ("flag of the step before", RECURSION, ": rollout.terminated,", ": jnp.roll(rollout.terminated, 1, 0),"),
         ("V(s_t) for V(final)", RECURSION, "row.final_value, h)", "row.value, h)"),
@@ -171,14 +121,11 @@ MUTANTS = {
         ("lambda is missing", RECURSION, "row.lambda_before * advantage", "advantage"),
         ("gamma for lambda", RECURSION, "row.lambda_before * advantage", "row.gamma * advantage"),
         ("gamma is missing", RECURSION, "row.gamma * next_value(h, row)", "next_value(h, row)"),
-    ],
-    lambda_1_gives_monte_carlo_returns: [
         ("truncation as termination", RECURSION, "row.final_value, h)", "0, h)"),
+        ("no lambda on the first hop", RECURSION, "advantage, advantage", "advantage, advantage / row.lambda_before"),
         ("no bootstrap value", RECURSION, "skipping_step, rollout.", "skipping_step, 0 * rollout."),
     ],
-    split_rollout_equals_whole: [
-        ("no lambda on the first hop", RECURSION, "advantage, advantage", "advantage, advantage / row.lambda_before"),
-    ],
+    any_time_axis: [("time left in front", ROLLOUT, "jnp.moveaxis(x, 0, axis)", "x")],
     unused_entries_affect_nothing: [
         ("0 times NaN", RECURSION, "jnp.where(row.terminated, 0, h)", "(1 - row.terminated.astype(h.dtype)) * h"),
         ("masked rows are read", RECURSION, "else jnp.where(mask, x, 0)", "else x"),

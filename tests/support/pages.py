@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+PYTHON = r"^```python\n(.*?)^```$"
 
 
 def read(page: str) -> str:
@@ -14,7 +15,7 @@ def read(page: str) -> str:
 
 def blocks(page: str) -> list[str]:
     """All Python blocks."""
-    return re.findall(r"^```python\n(.*?)^```$", read(page), re.M | re.S)
+    return re.findall(PYTHON, read(page), re.M | re.S)
 
 
 def imports(page: str) -> dict[str, Any]:
@@ -25,27 +26,20 @@ def imports(page: str) -> dict[str, Any]:
 
 def recipes(page: str) -> dict[str, str]:
     """The Python block below each `###` heading; every such heading has one block."""
-    headings, blocks = [], []
+    found = {}
     for section in re.split(r"^### ", read(page), flags=re.M)[1:]:
         heading, _, body = section.partition("\n")
-        (block,) = re.findall(r"^```python\n(.*?)^```$", body.partition("\n## ")[0], re.M | re.S)
-        headings.append(heading)
-        blocks.append(block)
-    assert len(set(headings)) == len(headings), "two headings of one name"
-    return dict(zip(headings, blocks, strict=True))
+        assert heading not in found, f"two headings of one name: {heading}"
+        (found[heading],) = re.findall(PYTHON, body.partition("\n## ")[0], re.M | re.S)
+    return found
 
 
 def table(page: str, head: str) -> list[list[str]]:
     """The cells of the first table with this head line, without the head and the line below it."""
-    return tables(page, head)[0]
-
-
-def tables(page: str, head: str) -> list[list[list[str]]]:
-    """The cells of all tables with this head line."""
-    _, *rests = read(page).split(f"{head}\n")
-    assert rests, f"{page} has no table '{head}'"
-    bodies = [itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[1:]) for rest in rests]
-    return [[[cell.strip() for cell in row.split("|")[1:-1]] for row in body] for body in bodies]
+    _, found, rest = read(page).partition(f"{head}\n")
+    assert found, f"{page} has no table '{head}'"
+    body = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[1:])
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in body]
 
 
 def run(code: str, names: dict[str, Any]) -> dict[str, Any]:

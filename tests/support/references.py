@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from support.oracle import oracle
+from support.oracle import oracle, standardized
 
 Names = dict[str, Any]
 NUMBERS = {"gamma": 0.97, "lambda_": 0.9}
@@ -217,11 +217,6 @@ def of_lengths(x):
     by_length = [[max(0.0, 1 - 1 / (x.alpha * max(row.sum(), 1)))] for row in x.mask]
     policy, critic = of_tokens(x, lambda_=by_length), of_tokens(x, lambda_=1.0)
     return {"policy_advantages": policy["advantages"], "critic_targets": critic["targets"]}
-
-
-def standardized(x, mask, ddof=0):
-    """Mean 0 and variance 1 over `mask`, and 0 elsewhere."""
-    return np.where(mask, (x - np.mean(x[mask])) / np.std(x[mask], ddof=ddof), 0)
 
 
 def normalized_returns(x):

@@ -52,10 +52,6 @@ class Rollout:
             **{k: fn(x) for k, x in (self.arguments() | parameters).items() if isinstance(x, np.ndarray)}
         )
 
-    def rows(self, start: int, stop: int) -> "Rollout":
-        """Returns the rows from `start` to `stop`, as a rollout."""
-        return self.map_arrays(lambda x: x[start:stop]).replace(values=self.values[start : stop + 1])
-
 
 PARAMETERS = ("gamma", "lambda_")
 FLAGS = ("terminated", "truncated", "mask")

@@ -99,6 +99,16 @@ def loss_of(scan, xs):
     return loss, {name: xs[name] for name in ("a", "b")}
 
 
+def gradient_of(scan):
+    """Returns the gradient of this loss, as a function of the arguments of the scan."""
+
+    def gradient(init, xs, shared):
+        loss, floats = loss_of(scan, xs)
+        return jax.grad(loss)((init, floats, shared))
+
+    return gradient
+
+
 def slope_of(fn, inputs):
     return jax.jvp(fn, (inputs,), (jax.tree.map(jnp.sin, inputs),))[1]
 
@@ -153,17 +163,12 @@ def forgets_before_a_cut(scan, init, xs, shared):
 def batched(scan, init, xs, shared):
     """`jax.vmap` over all arrays, along any axis, twice, and of a gradient; and over some of the arrays."""
     scan = functools.partial(scan, reverse=True)
-
-    def gradient(init, xs, shared):
-        loss, floats = loss_of(scan, xs)
-        return jax.grad(loss)((init, floats, shared))
-
     row, one_shared = jax.tree.map(lambda x: x[:, 0], xs), jax.tree.map(lambda x: x[0], shared)
     return {
         "along the first axis": jax.vmap(scan, in_axes=(0, 1, 0), out_axes=(0, 1))(init, xs, shared),
         "along the last axis": jax.vmap(scan, in_axes=(1, 2, 1), out_axes=(1, 2))(init, xs, shared),
         "twice": jax.vmap(jax.vmap(scan, in_axes=(0, 1, 0)), in_axes=(0, 1, 0))(init, xs, shared),
-        "of a gradient": jax.vmap(gradient, in_axes=(0, 1, 0))(init, xs, shared),
+        "of a gradient": jax.vmap(gradient_of(scan), in_axes=(0, 1, 0))(init, xs, shared),
         "over the first carry": jax.vmap(scan, in_axes=(0, None, None))(init, row, one_shared),
         "over the rows": jax.vmap(scan, in_axes=(None, 1, None))(init[0], xs, one_shared),
         "over the shared arrays": jax.vmap(scan, in_axes=(None, None, 0))(init[0], row, shared),

@@ -16,11 +16,7 @@ set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else sharding.use_mesh
 kernel_on_explicit_axes = pytest.mark.skipif(VERSION < (0, 9), reason="the kernel on Explicit axes needs jax 0.9")
 gradients_on_explicit_axes = VERSION >= (0, 8)  # jax 0.7 forgets the mesh of a cotangent
 shard_map_of_some_axes = pytest.mark.skipif(VERSION < (0, 10), reason="shard_map of some Explicit axes needs jax 0.10")
-
-kernel_with_derivative_per_shard = pytest.mark.skipif(
-    VERSION < (0, 8), reason="inside shard_map, jax 0.7 leaves the mesh out of the type of a kernel's result"
-)
-second_derivative_per_shard = pytest.mark.skipif(VERSION < (0, 8), reason="jax 0.7 has no second derivative per shard")
+derivatives_per_shard = pytest.mark.skipif(VERSION < (0, 8), reason="jax 0.7 lacks derivatives of kernels in shard_map")
 
 
 def two_cores_with_race_detection() -> pltpu.InterpretParams:
