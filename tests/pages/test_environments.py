@@ -323,6 +323,23 @@ def test_old_gymnax_wrapper(terminates, limit):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("interface", ["gymnasium", "gym"])
+def test_rows_of_envpool(interface, implicit_promotion):
+    """The row after an end only resets: CartPole's step counter is 0 there, and its reward is 1 elsewhere."""
+    envpool = pytest.importorskip("envpool")
+    envs = envpool.make("CartPole-v1", env_type=interface, num_envs=N, max_episode_steps=LIMIT, seed=0)
+    envs.reset()
+    actions = np.random.default_rng(0).integers(2, size=(3 * STEPS, N)).astype(np.int32)
+    obs, rewards, terminated, truncated, infos = zip(*map(envs.step, actions), strict=True)
+    ends, first = np.array(terminated) | truncated, np.array([info["elapsed_step"] == 0 for info in infos])
+    np.testing.assert_array_equal([first[1:], np.equal(rewards, 0)[1:]], [ends[:-1], ends[:-1]])
+    assert not (first & ends).any()
+    assert np.abs(np.array(obs)[first]).max() < 0.05  # a first observation
+    assert np.sum(terminated) >= 3 <= np.sum(truncated)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_final_observation_of_gymnax(implicit_promotion):
     """`step_env` from the same state is the transition without the reset."""
     gymnax = pytest.importorskip("gymnax")
