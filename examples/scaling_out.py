@@ -16,7 +16,7 @@ import math
 import re
 import socket
 import sys
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,26 +124,22 @@ def _collectives(program: Any) -> list[tuple[str, str]]:
     return re.findall(rf" = (\S.*?) ({OPERATIONS})(?:-start)?\(", program.as_text())
 
 
-def refuse(message: str) -> NoReturn:
-    """Prints one line and exits with status 2."""
-    print("error:", message, file=sys.stderr)
-    sys.exit(2)
-
-
 def start(devices: int, processes: int, process: int, coordinator: str) -> None:
     """Makes the devices of this process, and connects the processes."""
     if processes < 1 or devices % processes or process not in range(processes):
-        refuse(f"{devices} devices cannot be split over {processes} processes, of which this is number {process}")
+        sys.exit(
+            f"error: cannot split {devices} devices over {processes} processes, of which this is number {process}"
+        )
     jax.config.update("jax_num_cpu_devices", devices // processes)
     if processes > 1:
         if process == 0:  # in jax 0.10, a port that is taken ends the process with a segmentation fault
             try:
                 socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
             except (OSError, OverflowError, ValueError) as error:
-                refuse(f"--coordinator: cannot listen at {coordinator}: {error}")
+                sys.exit(f"error: --coordinator: cannot listen at {coordinator}: {error}")
         jax.distributed.initialize(coordinator, processes, process)
     if jax.device_count() < devices:
-        refuse(f"--devices: there are {jax.device_count()}; got {devices}")
+        sys.exit(f"error: --devices: there are {jax.device_count()}; got {devices}")
 
 
 def main(
@@ -156,9 +152,9 @@ def main(
 ) -> None:
     """Prints the table."""
     if devices not in range(2, 1025, 2):
-        refuse(f"--devices must be an even number from 2 to 1024; got {devices}")
+        sys.exit(f"error: --devices must be an even number from 2 to 1024; got {devices}")
     if steps < 1 or workers < 1 or steps % devices or workers % devices or steps * workers > 2**30:
-        refuse(f"--devices must divide --steps and --workers; at most 2**30 entries; got {steps} × {workers}")
+        sys.exit(f"error: --devices must divide --steps and --workers; at most 2**30 entries; got {steps} × {workers}")
     start(devices, processes, process, coordinator)
     say = print if process == 0 else lambda *_: None
     say(f"{steps:,} × {workers} on {devices} devices ({jax.devices()[0].device_kind}), jax {jax.__version__}\n")

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX: XLA logs each program that it reads from the cache
@@ -244,23 +244,17 @@ def draw(path: pathlib.Path, results: dict[str, Any]) -> None:
 # The program.
 
 
-def refuse(message: str) -> NoReturn:
-    """Prints one line and exits with status 2."""
-    print("error:", message, file=sys.stderr)
-    sys.exit(2)
-
-
 def read_options() -> Options:
     """Returns the options, checked before anything takes time."""
     options = tyro.cli(Options, description=__doc__)
     if options.seeds < 1 or options.steps < 1:
-        refuse(f"--seeds and --steps must be at least 1; got {options.seeds} and {options.steps}")
+        sys.exit(f"error: --seeds and --steps must be at least 1; got {options.seeds} and {options.steps}")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        refuse(f"--out: {error}")
+        sys.exit(f"error: --out: {error}")
     if not options.agent and not (options.out / "swap_in.json").exists():
-        refuse(f"--agent: name an agent; there is no swap_in.json in {options.out} to show")
+        sys.exit(f"error: --agent: name an agent; there is no swap_in.json in {options.out} to show")
     return options
 
 
@@ -277,7 +271,7 @@ def main() -> None:
             try:
                 agent = AGENTS[name]()
             except ImportError as error:
-                refuse(f"{name}: {error}; run: pip install -e '.[agents]'")
+                sys.exit(f"error: {name}: {error}; run: pip install -e '.[agents]'")
             results[name] = compare(name, agent, options)
             file.write_text(json.dumps(results))
     print(f"\n{jax.devices()[0].device_kind}, {os.cpu_count()} cores\n\n{table(results)}")

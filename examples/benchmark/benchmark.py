@@ -26,7 +26,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import contenders
 import jax
@@ -159,31 +159,25 @@ def machine() -> dict[str, Any]:
     return {"device": device, "platform": jax.default_backend(), "cores": os.cpu_count(), "versions": versions}
 
 
-def refuse(message: str) -> NoReturn:
-    """Prints one line and exits with status 2."""
-    print("error:", message, file=sys.stderr)
-    sys.exit(2)
-
-
 def read_options() -> tuple[Options, list[Shape]]:
     """Returns the options, checked before anything takes time, and the shapes to measure."""
     options = tyro.cli(Options, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         shapes = [tables.shape_of(text) for text in options.shapes]
     except ValueError:
-        refuse(f"--shapes must be steps x workers, such as 128x4096; got {' '.join(options.shapes)}")
+        sys.exit(f"error: --shapes must be steps x workers, such as 128x4096; got {' '.join(options.shapes)}")
     shapes = shapes or list(tables.published() if options.cells else SHAPES)
     if not options.seconds > 0:
-        refuse(f"--seconds must be positive; got {options.seconds}")
+        sys.exit(f"error: --seconds must be positive; got {options.seconds}")
     if not all(any(part in name for name in CONTENDERS) for part in options.implementations):
-        refuse(f"--implementations: each must be part of one of these: {'; '.join(CONTENDERS)}")
+        sys.exit(f"error: --implementations: each must be part of one of these: {'; '.join(CONTENDERS)}")
     if options.against and not (options.against / "gae_jax" / "__init__.py").is_file():
-        refuse(f"--against: there is no package gae_jax in {options.against}")
+        sys.exit(f"error: --against: there is no package gae_jax in {options.against}")
     if options.picture and options.picture.suffix not in (".png", ".pdf", ".svg"):
-        refuse(f"--picture: the name must end in .png, .pdf or .svg; got {options.picture}")
+        sys.exit(f"error: --picture: the name must end in .png, .pdf or .svg; got {options.picture}")
     for path in filter(None, (options.json, options.picture)):
         if not path.parent.is_dir():
-            refuse(f"there is no directory {path.parent}")
+            sys.exit(f"error: there is no directory {path.parent}")
     return options, shapes
 
 

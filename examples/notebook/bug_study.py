@@ -377,8 +377,7 @@ def main() -> None:
         import gae_figures  # needs matplotlib
         import tyro
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; run: pip install -e '.[notebook]'", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(f"error: {error.name} is not installed; run: pip install -e '.[notebook]'")
     options = tyro.cli(Options, description=__doc__)
     if options.draw is None:
         write_results(options.out, options.seeds)
