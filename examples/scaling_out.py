@@ -127,9 +127,7 @@ def _collectives(program: Any) -> list[tuple[str, str]]:
 def start(devices: int, processes: int, process: int, coordinator: str) -> None:
     """Makes the devices of this process, and connects the processes."""
     if processes < 1 or devices % processes or process not in range(processes):
-        sys.exit(
-            f"error: cannot split {devices} devices over {processes} processes, of which this is number {process}"
-        )
+        sys.exit(f"error: cannot split {devices} devices over {processes} processes, of which this is number {process}")
     jax.config.update("jax_num_cpu_devices", devices // processes)
     if processes > 1:
         if process == 0:  # in jax 0.10, a port that is taken ends the process with a segmentation fault
