@@ -25,7 +25,7 @@ PALLAS_CALL, PLATFORM_DEPENDENT = pl.pallas_call, lax.platform_dependent
 def step(carry, row, shared):
     """A step over a tree of rows, which forgets the carry where `cut`."""
     slope, offset = shared
-    new_carry = row["a"] * slope * jnp.where(row["cut"], 0, carry) + offset * row["b"][0] - row["b"][1]
+    new_carry = row["a"] * slope * jnp.where(~row["cut"], carry, 0) + offset * row["b"][0] - row["b"][1]
     return new_carry, {"before": carry * row["a"], "squared": (new_carry * new_carry, carry + offset)}
 
 
