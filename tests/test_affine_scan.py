@@ -59,12 +59,16 @@ def lowered(implementation, platform, lanes=LANES, transformation=lambda scan: s
 
 @pytest.mark.versions
 @pytest.mark.parametrize(
-    ("platform", "lanes", "loops", "kernels"),
-    [("cpu", 32, 1, 0), ("cuda", 32, 0, 0), ("rocm", 32, 0, 0), ("tpu", 16, 0, 1), ("tpu", 15, 0, 0)],
+    ("implementation", "platform", "lanes", "loops", "kernels"),
+    [
+        *((None, platform, 32, int(platform == "cpu"), 0) for platform in ("cpu", "cuda", "rocm")),
+        *((None, "tpu", lanes, 0, int(lanes == 16)) for lanes in (15, 16)),
+        *(("pallas", "tpu", 15, 0, 1), ("blocked", "tpu", 16, 0, 0), ("scan", "tpu", 16, 1, 0)),
+    ],
 )
-def test_choice_of_each_platform(platform, lanes, loops, kernels):
-    """On a TPU, the kernel unless the batch is narrow."""
-    program = lowered(None, platform, lanes)
+def test_choice_of_each_platform(implementation, platform, lanes, loops, kernels):
+    """On a TPU, the kernel unless the batch is narrow; and what is named."""
+    program = lowered(implementation, platform, lanes)
     assert program.count("stablehlo.while") == loops
     assert program.count("tpu_custom_call") == kernels
 
