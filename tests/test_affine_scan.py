@@ -61,9 +61,14 @@ def lowered(implementation, platform, lanes=LANES, transformation=lambda scan: s
 @pytest.mark.parametrize(
     ("implementation", "platform", "lanes", "loops", "kernels"),
     [
-        *((None, platform, 32, int(platform == "cpu"), 0) for platform in ("cpu", "cuda", "rocm")),
-        *((None, "tpu", lanes, 0, int(lanes == 16)) for lanes in (15, 16)),
-        *(("pallas", "tpu", 15, 0, 1), ("blocked", "tpu", 16, 0, 0), ("scan", "tpu", 16, 1, 0)),
+        (None, "cpu", 16, 1, 0),
+        (None, "cuda", 16, 0, 0),
+        (None, "rocm", 16, 0, 0),
+        (None, "tpu", 16, 0, 1),
+        (None, "tpu", 15, 0, 0),
+        ("pallas", "tpu", 15, 0, 1),
+        ("blocked", "tpu", 16, 0, 0),
+        ("scan", "tpu", 16, 1, 0),
     ],
 )
 def test_choice_of_each_platform(implementation, platform, lanes, loops, kernels):
