@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 Shape = tuple[int, ...]
 Implementation = Literal["scan", "blocked", "pallas"]
+LARGEST = float(np.finfo(np.float32).max)
 CPU = 1  # in DLPack, kDLCPU
 
 
@@ -127,7 +128,8 @@ def as_number(name: str, x: Any, least: float = 0.0, default: float | None = Non
         raise ValueError(f"`{name}` must be at least {least:.2g}; got {x}")
     if number is None or isinstance(x, Array):
         return x
-    if number > float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).max):  # JAX would warn of an overflow
+    # JAX would warn of an overflow.
+    if number > LARGEST and number > float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).max):
         return math.inf
     return constant_if_default(float(number), default)
 

@@ -74,7 +74,8 @@ def _normalize(
     epsilon, ddof = jnp.asarray(epsilon, x.dtype), jnp.asarray(ddof, x.dtype)
 
     def total(entries: Array) -> Array:
-        return lax.psum(jnp.sum(entries, dtype=x.dtype), axis_names)
+        local = jnp.sum(entries, dtype=x.dtype)
+        return lax.psum(local, axis_names) if axis_names else local
 
     count = total(live)
     live &= count > ddof
@@ -83,7 +84,7 @@ def _normalize(
     # A rounded mean lies between the smallest and the largest entry, too: equal entries leave exactly 0.
     constant = lax.stop_gradient(x)
     bounds = jnp.stack([jnp.max(y, where=live, initial=-jnp.inf) for y in (-constant, constant)])
-    minus_least, most = lax.pmax(bounds, axis_names)
+    minus_least, most = lax.pmax(bounds, axis_names) if axis_names else bounds
     x = jnp.where(live, x - jnp.clip(total(constant) / count, -minus_least, most), 0)
     # A large mean is rounded by much: subtract the mean of what it leaves.
     x = jnp.where(live, x - total(x) / count, 0)

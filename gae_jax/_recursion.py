@@ -100,7 +100,8 @@ def broadcast_like(x: Array, like: Array) -> Array:
 def lambdas_before(rollout: Rollout, *, axis_name: str | None = None, implementation: str | None = None) -> Array:
     """Returns λ_{t-1} for each row t: the λ of the unmasked row before, which weighs A_t in h_t."""
     lambda_, mask = rollout.lambda_, rollout.mask
-    if lambda_.shape[0] == 1 and rollout.rewards.shape[0] != 1:  # the one row of a shard may have a λ of its own
+    is_shard_of_one_row = axis_name is not None and rollout.rewards.shape[0] == 1  # where λ may vary all the same
+    if lambda_.shape[0] == 1 and not is_shard_of_one_row:
         return lambda_
     if mask is None:
         before = lambda_[-1:]  # row 0 of the rollout has no row before it, and its h is not used

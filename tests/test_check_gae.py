@@ -150,6 +150,8 @@ def test_nan_and_inf_are_no_leak_where_the_function_makes_them_itself(x):
     ):
         report = check_gae(fn)
         assert mistakes(report) == {"NaN or inf in the result"}
+        pair = check_gae(lambda fn=fn, **case: (fn(**case),) * 2)
+        assert all("NaN or inf in the result" in mistake for mistake in mistakes(pair))
         assert all(verdict.difference == np.inf and not verdict.leaks for verdict in report.verdicts)
         assert f": got {x}, want" in str(report)
 

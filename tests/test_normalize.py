@@ -165,8 +165,8 @@ def test_pieces_by_themselves():
     """Over one of two mesh axes, each half of the other; in `vmap`, each agent."""
     x = normal(300.0)
     mask = first_row_masked(x)
-    cases = ((over(MESH, "data"), 2, 0), (jax.vmap(normalize, (-1, -1), -1), x.shape[1], 1))
-    for fn, count, axis in cases:
+    halves = [over(MESH, "data"), *(over(make_mesh(data=1, context=2), name) for name in (None, ()))]
+    for fn, count, axis in (*((fn, 2, 0) for fn in halves), (jax.vmap(normalize, (-1, -1), -1), x.shape[1], 1)):
         pieces = zip(np.split(x, count, axis), np.split(mask, count, axis), strict=True)
         want = np.concatenate([standardized(*piece) for piece in pieces], axis)
         assert_close([fn(x, mask)], [want], rtol=1e-6)

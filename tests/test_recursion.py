@@ -45,11 +45,11 @@ def test_degenerate_rollout(rollout):
     laws.unused_entries_affect_nothing(gae, rollout)
 
 
-def test_masked_nan_under_debug_nans():
-    """Neither the results nor the gradients compute a NaN from NaN in masked rows."""
+def test_unused_nan_under_debug_nans():
+    """Neither the results nor the gradients compute a NaN from NaN in unused entries."""
     whole = random_rollout(2, steps=6, batch=(3,), masked_share=0.4)
     rollout = laws.with_unused_entries(whole, np.float32(np.nan))
-    rollout.values[-1] = whole.values[-1]  # of no row
+    rollout.values[-1] = whole.values[-1]  # an unused V(s_T) is kept for the backward pass, where debug_nans sees it
     flags, inputs = laws.flags_of(rollout), laws.inputs_of(rollout)
     with jax.debug_nans(True):
         jax.block_until_ready(gae(**inputs, **flags))
@@ -112,7 +112,10 @@ slow = pytest.mark.slow
     ids=["gae", "gae, time split", "vtrace"],
 )
 def test_second_derivatives_of_a_loop_over_minibatches(estimate, plain):
-    """As of a plain `lax.scan`, for a meta-gradient of gamma and lambda; the batch is wide enough for the kernel."""
+    """For a meta-gradient of gamma and lambda, JAX differentiates the loop as it does around a plain `lax.scan`.
+
+    The batch is wide enough for the kernel.
+    """
 
     def derivatives(estimate):
         def loss(numbers):

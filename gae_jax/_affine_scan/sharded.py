@@ -26,9 +26,11 @@ def sharded(
     """
     index, count = lax.axis_index(axis_name), lax.axis_size(axis_name)
     is_first = index == (count - 1 if reverse else 0)
-    # The first shard knows the carry that enters it: its b is the carry that leaves it, and 0 enters its map below.
-    b, _ = scan(step, jnp.where(is_first, init, jnp.zeros_like(init)), xs, shared, reverse=reverse)
-    a, _ = scan(functools.partial(_linear_part, step), jnp.ones_like(init), xs, shared, reverse=reverse)
+    # The carry that enters the first shard is known there, so the first map is the constant that leaves it: a = 0.
+    start = jnp.where(is_first, init, jnp.zeros_like(init))
+    slope = jnp.where(is_first, jnp.zeros_like(init), jnp.ones_like(init))
+    b, _ = scan(step, start, xs, shared, reverse=reverse)
+    a, _ = scan(functools.partial(_linear_part, step), slope, xs, shared, reverse=reverse)
     maps = AffineMap(*jnp.moveaxis(_gathered(jnp.stack([a, b]), axis_name), 1, 0))
     last, entering = scan(_follow, jnp.zeros_like(init), maps, (), reverse=reverse, implementation="blocked")
     return last, scan(step, jnp.where(is_first, init, entering[index]), xs, shared, reverse=reverse)[1]

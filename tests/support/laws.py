@@ -142,7 +142,7 @@ MUTANTS_WITH_TIME_SPLIT = {  # mistakes in what runs only where time is split ov
         ("lambda of its own shard", RECURSION, "if axis_name is not None:", "if False:"),
         ("lambda of the shard after", RECURSION, "[(i, i + 1) for", "[(i + 1, i) for"),
         ("lambda of the first row before", RECURSION, "before = lambda_[-1:]", "before = lambda_[:1]"),
-        ("lambda of a shard of one row", RECURSION, " and rollout.rewards.shape[0] != 1", ""),
+        ("lambda of a shard of one row", RECURSION, " and not is_shard_of_one_row", ""),
         ("masked shards apart", RECURSION, "axis_name=axis_name, impl", "impl"),
     ],
     unused_entries_affect_nothing: [

@@ -48,6 +48,7 @@ def each_worker(rewards, values, terminated, truncated=None, *, bootstrap_value=
     arrays: dict[str, Any] = {"truncated": False, "mask": True}
     arrays |= {name: x for name, x in (others | given).items() if x is not None}
     for name, x in arrays.items():
+        assert name in ("gamma", "lambda_") or np.shape(x) in ((), shape), name
         flag = name in ("terminated", "truncated", "mask")
         arrays[name] = np.broadcast_to(np.asarray(x, bool if flag else np.float64), shape)
     for worker in np.ndindex(shape[1:]):
