@@ -57,22 +57,22 @@ def test_locates_what_no_name_fits():
 
 
 @pytest.mark.parametrize(
-    ("rewarded", "raised", "kind"),
+    ("case", "rewarded", "raised", "kind"),
     [
-        (lambda c: 0, lambda c: c["terminated"], ", all terminated. t = 6"),
-        (lambda c: 0, lambda c: np.arange(8)[:, None] == 7, ", all in row T-1. t = 7"),
-        (lambda c: c["terminated"], lambda c: 0, ", all in or before a terminated row. t"),
-        (lambda c: c["truncated"], lambda c: 0, ", all in or before a truncated row. t"),
-        (lambda c: c["terminated"] | c["truncated"], lambda c: 0, " rows are wrong. t"),
-        (lambda c: 0, lambda c: 1, "24 of 24 rows are wrong. t = 7"),
+        ("time limits, values known", lambda c: 0, lambda c: c["terminated"], ", all terminated. t = 6"),
+        ("time limits, values known", lambda c: 0, lambda c: np.arange(8)[:, None] == 7, ", all in row T-1. t = 7"),
+        ("time limits, values known", lambda c: c["terminated"], lambda c: 0, ", all in or before a terminated row. t"),
+        ("ends in the first and the last row", lambda c: c["terminated"], lambda c: 0, ", all in or before a term"),
+        ("time limits, values known", lambda c: c["terminated"] | c["truncated"], lambda c: 0, " rows are wrong. t"),
+        ("time limits, values known", lambda c: 0, lambda c: 1, "24 of 24 rows are wrong. t = 7"),
     ],
 )
-def test_says_which_kind_of_rows_is_wrong(rewarded, raised, kind):
+def test_says_which_kind_of_rows_is_wrong(case, rewarded, raised, kind):
     def wrong(**case):
         return right(**case | {"rewards": case["rewards"] + rewarded(case)}) + 0.5 * raised(case) * case["mask"]
 
     report = check_gae(wrong)
-    [where] = [verdict.where() for verdict in report.verdicts if verdict.case == "time limits, values known"]
+    [where] = [verdict.where() for verdict in report.verdicts if verdict.case == case]
     assert kind in where
     assert where in str(report).splitlines()
 
