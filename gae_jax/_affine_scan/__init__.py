@@ -78,7 +78,7 @@ def affine_scan(
         return loop(init, xs, shared)
     if not isinstance(jax.tree.leaves(xs)[0].shape[0], int):
         raise NotImplementedError("a symbolic number of steps needs implementation='scan'")
-    obstacle = obstacle_to_kernel(init, xs, shared)
+    obstacle = None if implementation == "blocked" else obstacle_to_kernel(init, xs, shared)  # which imports Pallas
     if implementation == "pallas" and obstacle:
         raise NotImplementedError(f"implementation='pallas' cannot run here: {obstacle}")
     blocks, kernel = (

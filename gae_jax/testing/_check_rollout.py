@@ -86,8 +86,9 @@ def check_rollout(
         if name != "bootstrap_value":
             entries = jnp.moveaxis(entries, 0, axis)
         if name in PARAMETERS:
-            constant_axes = [i for i, size in enumerate(jnp.moveaxis(given[name], 0, axis).shape) if size == 1]
-            entries = jnp.any(entries, axis=constant_axes).reshape(np.shape(getattr(rollout, name)))
+            shape = np.shape(getattr(rollout, name))
+            constant_axes = [k for k in range(-entries.ndim, 0) if k < -len(shape) or shape[k] == 1]
+            entries = jnp.any(entries, axis=constant_axes).reshape(shape)
         must, hint = MUST.get(name, "hold finite numbers"), PROBABILITIES if name == "terminated" else ""
         message = f"`{name}` must {must} where it is read; wrong entries: FOUND{hint}"
         _report(message, entries, is_error=True)
