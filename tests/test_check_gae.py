@@ -11,6 +11,7 @@ from gae_jax.testing import check_gae
 from gae_jax.testing._mistakes import cases
 
 LEAK, UNKNOWN, MASKED = "NaN leaks from unused data", "wrong, by no known mistake", "masked rows are not 0"
+LIMITS, ENDS = "time limits, values known", "ends in the first and the last row"
 TARGETS, BOTH, SWAPPED = "the targets are not A + V", "advantages and targets", "targets and advantages"
 
 
@@ -43,9 +44,9 @@ def test_locates_what_no_name_fits():
         return right(**case) - 0.5 * (case["truncated"] & ~case["terminated"] & case["mask"])
 
     report = check_gae(half_a_value)
-    assert by_case(report)["time limits, values known"] == UNKNOWN
+    assert by_case(report)[LIMITS] == UNKNOWN
     assert by_case(report)["episodes that end"] is None
-    [verdict] = [verdict for verdict in report.verdicts if verdict.case == "time limits, values known"]
+    [verdict] = [verdict for verdict in report.verdicts if verdict.case == LIMITS]
     np.testing.assert_array_equal(verdict.wrong, verdict.arguments["truncated"])
     assert verdict.difference == pytest.approx(0.5, rel=1e-5)
     got, want = verdict.got[7, 2], verdict.want[7, 2]
@@ -57,22 +58,22 @@ def test_locates_what_no_name_fits():
 
 
 @pytest.mark.parametrize(
-    ("case", "rewarded", "raised", "kind"),
+    ("name", "rewarded", "raised", "kind"),
     [
-        ("time limits, values known", lambda c: 0, lambda c: c["terminated"], ", all terminated. t = 6"),
-        ("time limits, values known", lambda c: 0, lambda c: np.arange(8)[:, None] == 7, ", all in row T-1. t = 7"),
-        ("time limits, values known", lambda c: c["terminated"], lambda c: 0, ", all in or before a terminated row. t"),
-        ("ends in the first and the last row", lambda c: c["terminated"], lambda c: 0, ", all in or before a term"),
-        ("time limits, values known", lambda c: c["terminated"] | c["truncated"], lambda c: 0, " rows are wrong. t"),
-        ("time limits, values known", lambda c: 0, lambda c: 1, "24 of 24 rows are wrong. t = 7"),
+        (LIMITS, lambda c: 0, lambda c: c["terminated"], ", all terminated. t = 6"),
+        (LIMITS, lambda c: 0, lambda c: np.arange(8)[:, None] == 7, ", all in row T-1. t = 7"),
+        (LIMITS, lambda c: c["terminated"], lambda c: 0, ", all in or before a terminated row. t"),
+        (ENDS, lambda c: c["terminated"], lambda c: 0, ", all in or before a terminated row. t"),
+        (LIMITS, lambda c: c["terminated"] | c["truncated"], lambda c: 0, " rows are wrong. t"),
+        (LIMITS, lambda c: 0, lambda c: 1, "24 of 24 rows are wrong. t = 7"),
     ],
 )
-def test_says_which_kind_of_rows_is_wrong(case, rewarded, raised, kind):
+def test_says_which_kind_of_rows_is_wrong(name, rewarded, raised, kind):
     def wrong(**case):
         return right(**case | {"rewards": case["rewards"] + rewarded(case)}) + 0.5 * raised(case) * case["mask"]
 
     report = check_gae(wrong)
-    [where] = [verdict.where() for verdict in report.verdicts if verdict.case == case]
+    [where] = [verdict.where() for verdict in report.verdicts if verdict.case == name]
     assert kind in where
     assert where in str(report).splitlines()
 
@@ -263,8 +264,10 @@ def test_the_function_may_write_into_its_arguments():
     """The arrays of the cases are read-only."""
 
     def in_place(**case):
-        case["rewards"][:] = right(**case)
-        return case["rewards"]
+        advantages = right(**case)
+        for x in filter(np.ndim, case.values()):
+            x[:] = 0
+        return advantages
 
     report = check_gae(in_place)
     assert report.right

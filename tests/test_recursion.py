@@ -99,14 +99,14 @@ MINIBATCHES = [random_rollout(seed, steps=3, batch=(16,), truncation=None) for s
 # Pallas's interpreter refuses check_vma.
 KERNEL_IN_SHARDS = over_time(functools.partial(gae, implementation="pallas"), 3, check_vma=False)
 VTRACE = functools.partial(gae_jax.vtrace, log_rhos=jnp.sin(jnp.arange(3 * 16.0)).reshape(3, 16), clip_c=0.5)
-slow = pytest.mark.slow
+slow, versions = pytest.mark.slow, pytest.mark.versions
 
 
 @pytest.mark.parametrize(
     ("estimate", "plain"),
     [
-        pytest.param(gae, gae, marks=pytest.mark.versions),
-        pytest.param(KERNEL_IN_SHARDS, gae, marks=(slow, derivatives_per_shard)),
+        pytest.param(gae, gae, marks=versions),
+        pytest.param(KERNEL_IN_SHARDS, gae, marks=(slow, versions, derivatives_per_shard)),
         pytest.param(VTRACE, VTRACE, marks=slow),
     ],
     ids=["gae", "gae, time split", "vtrace"],

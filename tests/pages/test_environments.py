@@ -390,8 +390,11 @@ def test_wrappers_of_brax_and_playground(heading, implicit_promotion):
 
     first = jax.jit(wrapped.reset)(jax.random.split(jax.random.PRNGKey(0), N))
     _, (after, true) = jax.jit(lambda: lax.scan(step, first, actions))()
-    done, terminated, kept = after.done > 0, true.done > 0, after.info
-    assert done[terminated].all()
+    done, terminated, kept, age = after.done > 0, true.done > 0, after.info, np.zeros(N)
+    for t in range(STEPS):
+        age += 1
+        np.testing.assert_array_equal(done[t], terminated[t] | (age == LIMIT))
+        age[done[t]] = 0
     if playground:
         assert not kept["truncation"].any()  # why the recipe keeps it elsewhere
         kept = kept["AutoResetWrapper_preserve_info"]
